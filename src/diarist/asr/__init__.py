@@ -1,0 +1,1 @@
+"""Whisper-family speech recognition."""

@@ -1,0 +1,308 @@
+"""The decode loop: rows of a batch that start, step and finish each on its own.
+
+Windows wait in a queue. Whenever enough rows of the batch are free the next windows are encoded together and take
+them; every step writes one token in each row; a row that ends is judged, decoded again at the next temperature if its
+text is not trusted, and otherwise gives its place to the next window. So the batch stays full over a whole recording
+(and over many at once), a long window never holds up a short one, and finished rows cost nothing.
+"""
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from diarist.asr.alignment import attention_similarity, token_starts
+from diarist.asr.features import FRAMES_PER_POSITION, HOP_SAMPLES, POSITION_S, LogMel, pad_windows
+from diarist.asr.network import Decoder, DecoderCache, Encoder
+from diarist.asr.options import DecodingOptions
+from diarist.asr.rules import RuleState, greedy, sample, suppression_bias
+from diarist.asr.text import Vocabulary
+from diarist.compute import Compute, linear
+from diarist.models import WhisperCheckpoint
+
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the model wrote for one window."""
+
+    tokens: tuple[int, ...]
+    """Text and timestamp tokens, without the end."""
+    logprobs: tuple[float, ...]
+    """Of each token."""
+    starts: tuple[float, ...]
+    """When each token, and what follows the last, begins by cross-attention, in seconds from the window's start.
+
+    One more than `tokens`; empty if word times were not asked for.
+    """
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    complete: bool
+    """Whether the model ended by itself, rather than at the token limit."""
+
+
+@dataclass(slots=True)
+class SpokenLanguage:
+    """The language of a recording: shared by its windows, found from the first of them that are encoded."""
+
+    code: str = ""
+    """ISO code; empty until known."""
+    probability: float = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One window on its way through the loop."""
+
+    waveform: Tensor
+    """float32, 16 kHz, shape (samples,), at most one window."""
+    options: DecodingOptions
+    spoken: SpokenLanguage
+    deliver: Callable[[Decoded], None]
+    """Called with the result, from `DecodingLoop.step`."""
+    cancelled: bool = False
+    """Set by the owner: the job is dropped at the next step and delivers nothing."""
+    prompt: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    attempt: int = 0
+    no_speech_prob: float = 0.0
+
+    @property
+    def temperature(self) -> float:
+        return self.options.temperatures[self.attempt]
+
+    @property
+    def next_position(self) -> int:
+        """Where the next token goes: everything before it has been read."""
+        return len(self.prompt) + len(self.tokens)
+
+    @property
+    def last_token(self) -> int:
+        return self.tokens[-1] if self.tokens else self.prompt[-1]
+
+
+class DecodingLoop:
+    """Runs jobs, at most `rows` at a time. Not thread-safe.
+
+    Args:
+        checkpoint: The model.
+        compute: Device and precision.
+        rows: Size of the batch: memory and throughput grow with it.
+        encode_batch: Windows encoded at once at most.
+    """
+
+    def __init__(self, checkpoint: WhisperCheckpoint, compute: Compute, rows: int = 16, encode_batch: int = 4) -> None:
+        dims = checkpoint.dims
+        self.vocabulary = Vocabulary(checkpoint.tokenizer, dims.n_vocab, multilingual=checkpoint.multilingual)
+        self.dims = dims
+        self.compute = compute
+        self.rows = rows
+        self.encode_batch = min(encode_batch, rows)
+        self._features = LogMel(dims.n_mels, compute.device)
+        self._encoder = Encoder(dims, checkpoint.tensors, compute)
+        self._decoder = Decoder(dims, checkpoint.tensors, compute, checkpoint.alignment_heads)
+        self._cache = DecoderCache(dims, rows, len(checkpoint.alignment_heads), compute)
+        self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
+        bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens)
+        self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, compute)
+        self._generator = torch.Generator(compute.device).manual_seed(_SEED)
+        self._waiting: deque[Job] = deque()
+        self._active: list[Job] = []  # job i owns cache row i
+        self._rules = RuleState.start(torch.zeros(0, dtype=torch.bool, device=compute.device))
+
+    @property
+    def pending(self) -> int:
+        """Jobs that have not delivered yet."""
+        return len(self._waiting) + len(self._active)
+
+    @property
+    def wanted(self) -> int:
+        """How many more jobs keep the batch full until the next are encoded."""
+        return max(0, self.rows + self.encode_batch - self.pending)
+
+    def submit(self, job: Job) -> None:
+        """Queue a window; a later `step` delivers it."""
+        self._waiting.append(job)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Admit what fits, write one token in every row, deliver what is finished."""
+        self._drop_cancelled()
+        self._admit()
+        if self._active:
+            self._write_tokens()
+            self._finish_rows()
+
+    def _drop_cancelled(self) -> None:
+        if any(job.cancelled for job in self._waiting):
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+        for row in reversed(range(len(self._active))):
+            if self._active[row].cancelled:
+                self._release(row)
+
+    def _admit(self) -> None:
+        """Encode waiting windows while a whole encoder batch, or all that wait, fit."""
+        while self._waiting:
+            count = min(len(self._waiting), self.encode_batch)
+            if self.rows - len(self._active) < count:
+                return
+            self._start([self._waiting.popleft() for _ in range(count)])
+
+    def _start(self, jobs: Sequence[Job]) -> None:
+        """Give windows their rows: encode them, find their language, read their prompts up to the last token."""
+        first = len(self._active)
+        states = self._encoder(self._features(pad_windows([job.waveform for job in jobs], self.compute.device)))
+        self._decoder.fill_cross_attention(states, self._cache, first)
+        self._active += jobs
+        self._rules = RuleState.join([self._rules, self._fresh_rules(jobs)])
+        self._find_languages(jobs, first)
+        for job in jobs:
+            job.prompt = self._prompt(job)
+        lengths = [len(job.prompt) for job in jobs]
+        for start, stop in _equal_runs(lengths):
+            self._read_prompts(jobs[start:stop], slice(first + start, first + stop))
+
+    def _fresh_rules(self, jobs: Sequence[Job]) -> RuleState:
+        return RuleState.start(torch.tensor([job.options.timestamps for job in jobs], device=self.compute.device))
+
+    def _prompt(self, job: Job) -> list[int]:
+        texts = [text.strip() for text in (job.options.hotwords, job.options.initial_prompt) if text and text.strip()]
+        previous = [token for text in texts for token in self.vocabulary.encode(f" {text}")]
+        room = self.dims.n_text_ctx - job.options.max_tokens - 1  # less <|startofprev|>
+        return self.vocabulary.prompt(
+            job.spoken.code, job.options.task, timestamps=job.options.timestamps, previous=previous[-room:]
+        )
+
+    def _find_languages(self, jobs: Sequence[Job], first: int) -> None:
+        """Settle the language of recordings that do not have one yet, by the mean over their windows among `jobs`."""
+        undecided = {id(job.spoken): job.spoken for job in jobs if not job.spoken.code}
+        if not undecided:
+            return
+        probabilities = self._language_probabilities(slice(first, first + len(jobs)))
+        for key, spoken in undecided.items():
+            windows = [row for row, job in enumerate(jobs) if id(job.spoken) == key]
+            mean = probabilities[windows].mean(dim=0)
+            best = int(mean.argmax())
+            spoken.code, spoken.probability = list(self.vocabulary.languages)[best], float(mean[best])
+
+    def _language_probabilities(self, rows: slice) -> Tensor:
+        """Of each row's window: float32, shape (n, languages), in the order of `Vocabulary.languages`."""
+        n = rows.stop - rows.start
+        tokens = torch.full((n, 1), self.vocabulary.start, device=self.compute.device)
+        hidden = self._decoder(tokens, torch.zeros_like(tokens[:, 0]), self._cache, rows)
+        numbers = list(self.vocabulary.languages.values())
+        return (hidden[:, 0].float() @ self._decoder.embedding[numbers].float().T).softmax(dim=1)
+
+    def _read_prompts(self, jobs: Sequence[Job], rows: slice) -> None:
+        """Read all but the last token of equally long prompts; the last one is the first that `step` reads."""
+        prompts = torch.tensor([job.prompt for job in jobs], device=self.compute.device)
+        read = max(prompts.shape[1] - 1, 1)  # an English-only prompt is one token, which is read twice
+        hidden = self._decoder(prompts[:, :read], torch.zeros_like(prompts[:, 0]), self._cache, rows)
+        starts = [job.prompt.index(self.vocabulary.start) for job in jobs]
+        at_start = hidden[torch.arange(len(jobs)), torch.tensor(starts)]
+        probabilities = F.linear(at_start, self._decoder.embedding).float().softmax(dim=1)[:, self.vocabulary.no_speech]
+        for job, probability in zip(jobs, probabilities.tolist(), strict=True):
+            job.no_speech_prob = probability
+
+    def _write_tokens(self) -> None:
+        device = self.compute.device
+        tokens = torch.tensor([[job.last_token] for job in self._active], device=device)
+        starts = torch.tensor([job.next_position - 1 for job in self._active], device=device)
+        hidden = self._decoder(tokens, starts, self._cache, slice(0, len(self._active)))
+        logits = self._logits(hidden[:, 0])
+        written, logprobs = greedy(logits, self._rules, self.vocabulary, self._blank)
+        heated = [row for row, job in enumerate(self._active) if job.temperature > 0]
+        if heated:
+            rows = torch.tensor(heated, device=device)
+            temperatures = torch.tensor([self._active[row].temperature for row in heated], device=device)
+            written[rows], logprobs[rows] = sample(
+                logits[rows], self._rules.select(rows), self.vocabulary, temperatures, self._generator, self._blank
+            )
+        self._rules = self._rules.after(written, self.vocabulary.timestamp_begin)
+        for job, token, logprob in zip(self._active, written.tolist(), logprobs.tolist(), strict=True):
+            job.tokens.append(token)
+            job.logprobs.append(logprob)
+
+    def _finish_rows(self) -> None:
+        """Deliver or restart the rows that have written their last token."""
+        for row in reversed(range(len(self._active))):
+            job = self._active[row]
+            complete = job.tokens[-1] == self.vocabulary.end
+            if not complete and len(job.tokens) < job.options.max_tokens:
+                continue
+            result = self._judge(job, row, complete=complete)
+            if result is None:
+                job.attempt += 1
+                job.tokens, job.logprobs = [], []
+                self._rules = self._rules.replace(row, self._fresh_rules([job]))
+            else:
+                self._release(row)
+                job.deliver(result)
+
+    def _judge(self, job: Job, row: int, *, complete: bool) -> Decoded | None:
+        """The result of a row, or None if it should be decoded again at the next temperature."""
+        options = job.options
+        tokens = job.tokens[:-1] if complete else job.tokens
+        avg_logprob = sum(job.logprobs) / len(job.logprobs)
+        ratio = compression_ratio(self.vocabulary.decode(tokens))
+        doubtful = avg_logprob < options.logprob_threshold
+        silent = doubtful and job.no_speech_prob > options.no_speech_threshold
+        repetitive = ratio > options.compression_ratio_threshold
+        if (doubtful or repetitive) and not silent and job.attempt + 1 < len(options.temperatures):
+            return None
+        if silent:
+            tokens = []
+        return Decoded(
+            tokens=tuple(tokens),
+            logprobs=tuple(job.logprobs[: len(tokens)]),
+            starts=self._token_starts(job, row, len(tokens)) if options.word_timestamps and tokens else (),
+            temperature=job.temperature,
+            avg_logprob=avg_logprob,
+            compression_ratio=ratio,
+            no_speech_prob=job.no_speech_prob,
+            complete=complete,
+        )
+
+    def _token_starts(self, job: Job, row: int, tokens: int) -> tuple[float, ...]:
+        """When each of the first `tokens` tokens and the one after them begin, in seconds from the window's start."""
+        first = len(job.prompt) - 1  # the query at a position is the one that wrote the token after it
+        queries = self._cache.alignment_queries[row, first : first + tokens + 1]
+        positions = max(1, -(-len(job.waveform) // (HOP_SAMPLES * FRAMES_PER_POSITION)))
+        heads = self._decoder.alignment_heads
+        keys = torch.stack([self._cache.cross_keys[layer][row, head, :positions] for layer, head in heads])
+        starts = token_starts(attention_similarity(queries, keys))
+        return tuple((starts * POSITION_S).tolist())
+
+    def _release(self, row: int) -> None:
+        """Free a row: the last row takes its place."""
+        last = len(self._active) - 1
+        if row != last:
+            self._cache.move_row(last, row, self._active[last].next_position)
+            self._active[row] = self._active[last]
+            self._rules = self._rules.replace(row, self._rules.select(torch.tensor([last])))
+        self._active.pop()
+        self._rules = self._rules.select(torch.arange(last))
+
+
+def compression_ratio(text: str) -> float:
+    """Length of the text's UTF-8 bytes over their zlib-compressed length: how much it repeats itself."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+def _equal_runs(values: Sequence[int]) -> list[tuple[int, int]]:
+    """Start and stop of each run of equal values.
+
+    >>> _equal_runs([3, 3, 5])
+    [(0, 2), (2, 3)]
+    """
+    edges = [index for index in range(1, len(values)) if values[index] != values[index - 1]]
+    return list(zip([0, *edges], [*edges, len(values)], strict=True))

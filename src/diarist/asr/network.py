@@ -1,0 +1,243 @@
+"""Whisper's network for inference: an encoder over windows, a decoder over rows of a shared cache.
+
+Tensor names are those of openai-whisper's checkpoints. Shapes use n rows, q new tokens per row, h heads, d = 64
+features per head, f encoder positions (1500 per window) and t decoder positions (at most 448).
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from diarist.compute import Compute, linear
+from diarist.models import WhisperDims
+
+Tensors = Mapping[str, Tensor]
+
+_ENCODER_ROWS = 1500  # rows of a typical product, for packing
+_DECODER_ROWS = 16
+
+
+class Encoder:
+    """Mel features to encoder states."""
+
+    def __init__(self, dims: WhisperDims, tensors: Tensors, compute: Compute) -> None:
+        def on_device(name: str) -> Tensor:
+            return tensors[f"encoder.{name}"].to(compute.device, compute.dtype)
+
+        self.dtype = compute.dtype
+        self.conv1 = on_device("conv1.weight"), on_device("conv1.bias")
+        self.conv2 = on_device("conv2.weight"), on_device("conv2.bias")
+        self.positions = on_device("positional_embedding")
+        self.blocks = [
+            _EncoderBlock(f"encoder.blocks.{index}", dims.n_audio_head, tensors, compute)
+            for index in range(dims.n_audio_layer)
+        ]
+        self.norm = _LayerNorm("encoder.ln_post", tensors, compute)
+
+    def __call__(self, mel: Tensor) -> Tensor:
+        """Encode windows: (n, n_mels, 2 f) to (n, f, n_audio_state)."""
+        x = F.gelu(F.conv1d(mel.to(self.dtype), *self.conv1, padding=1))
+        x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1))
+        x = x.transpose(1, 2) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class DecoderCache:
+    """Keys and values of `rows` rows, allocated once.
+
+    Rows in use are the first ones. `self_keys[layer]` has shape (rows, t, h, d), `cross_keys[layer]` (rows, h, f, d);
+    values alike. `alignment_queries`, (rows, t, number of alignment heads, d), keeps what the alignment heads asked at
+    each position, from which word times are computed.
+    """
+
+    def __init__(self, dims: WhisperDims, rows: int, alignment_heads: int, compute: Compute) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=compute.dtype, device=compute.device)
+
+        layers, heads = range(dims.n_text_layer), dims.n_text_head
+        width = dims.n_text_state // heads
+        self.rows = rows
+        self.self_keys = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
+        self.self_values = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
+        self.cross_keys = [zeros(rows, heads, dims.n_audio_ctx, width) for _ in layers]
+        self.cross_values = [zeros(rows, heads, dims.n_audio_ctx, width) for _ in layers]
+        self.alignment_queries = zeros(rows, dims.n_text_ctx, alignment_heads, width)
+
+    def move_row(self, source: int, target: int, positions: int) -> None:
+        """Copy one row over another: all of its cross-attention, the first `positions` of its self-attention."""
+        for tensors in (self.cross_keys, self.cross_values):
+            for tensor in tensors:
+                tensor[target].copy_(tensor[source])
+        for tensors in (self.self_keys, self.self_values, [self.alignment_queries]):
+            for tensor in tensors:
+                tensor[target, :positions].copy_(tensor[source, :positions])
+
+
+class Decoder:
+    """Tokens to hidden states, against a `DecoderCache`."""
+
+    def __init__(
+        self,
+        dims: WhisperDims,
+        tensors: Tensors,
+        compute: Compute,
+        alignment_heads: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        self.embedding = tensors["decoder.token_embedding.weight"].to(compute.device, compute.dtype)
+        self.positions = tensors["decoder.positional_embedding"].to(compute.device, compute.dtype)
+        self.blocks = [
+            _DecoderBlock(f"decoder.blocks.{index}", dims.n_text_head, tensors, compute)
+            for index in range(dims.n_text_layer)
+        ]
+        self.norm = _LayerNorm("decoder.ln", tensors, compute)
+        self.alignment_heads = alignment_heads
+        self._heads_by_layer = {
+            layer: [(place, head) for place, (at, head) in enumerate(alignment_heads) if at == layer]
+            for layer in sorted({layer for layer, _ in alignment_heads})
+        }
+        self._compute = compute
+
+    def fill_cross_attention(self, states: Tensor, cache: DecoderCache, first_row: int) -> None:
+        """Store keys and values of encoder states (n, f, state) in rows `first_row` and after."""
+        n, f, _ = states.shape
+        rows = slice(first_row, first_row + n)
+        for layer, block in enumerate(self.blocks):
+            keys, values = block.cross_keys_values(states)
+            cache.cross_keys[layer][rows, :, :f].copy_(keys)
+            cache.cross_values[layer][rows, :, :f].copy_(values)
+
+    def __call__(self, tokens: Tensor, starts: Tensor, cache: DecoderCache, rows: slice) -> Tensor:
+        """Run q tokens of each row and store their keys and values.
+
+        Args:
+            tokens: int64, shape (n, q).
+            starts: int64, shape (n,): the position of each row's first token; rows need not agree.
+            cache: Holds everything before `starts`; what it holds after is overwritten or ignored.
+            rows: The n cache rows.
+
+        Returns:
+            Hidden states after the last norm, shape (n, q, n_text_state).
+        """
+        n, q = tokens.shape
+        positions = starts[:, None] + torch.arange(q, device=tokens.device)
+        reach = int(starts.max()) + q
+        mask = _causal_mask(positions, reach, self._compute.dtype) if n > 1 or q > 1 else None
+        places = torch.arange(n, device=tokens.device)[:, None], positions
+        x = F.embedding(tokens, self.embedding) + F.embedding(positions, self.positions)
+        for layer, block in enumerate(self.blocks):
+            x = block.attend_self(x, cache.self_keys[layer][rows], cache.self_values[layer][rows], places, reach, mask)
+            x, queries = block.attend_cross(x, cache.cross_keys[layer][rows], cache.cross_values[layer][rows])
+            for place, head in self._heads_by_layer.get(layer, ()):
+                cache.alignment_queries[rows][*places, place] = queries[:, :, head]
+            x = block.feed_forward(x)
+        return self.norm(x)
+
+
+def _causal_mask(positions: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
+    """0 where a key may be seen, -inf where it may not: (n, 1, q, reach)."""
+    hidden = torch.arange(reach, device=positions.device) > positions[:, :, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill_(hidden, float("-inf"))[:, None]
+
+
+class _LayerNorm:
+    def __init__(self, name: str, tensors: Tensors, compute: Compute) -> None:
+        self.weight = tensors[f"{name}.weight"].to(compute.device, compute.dtype)
+        self.bias = tensors[f"{name}.bias"].to(compute.device, compute.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias)
+
+
+def _fused_self_projection(name: str, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """Query, key and value projections as one weight and bias (Whisper's keys have no bias)."""
+    weight = torch.cat([tensors[f"{name}.{part}.weight"] for part in ("query", "key", "value")])
+    query_bias, value_bias = tensors[f"{name}.query.bias"], tensors[f"{name}.value.bias"]
+    return weight, torch.cat([query_bias, torch.zeros_like(query_bias), value_bias])
+
+
+class _EncoderBlock:
+    def __init__(self, name: str, heads: int, tensors: Tensors, compute: Compute) -> None:
+        def product(weight: Tensor, bias: Tensor):  # type: ignore[no-untyped-def]  # noqa: ANN202
+            return linear(weight, bias, compute, rows=_ENCODER_ROWS)
+
+        def named(part: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+            return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
+
+        self.heads = heads
+        self.attention_norm = _LayerNorm(f"{name}.attn_ln", tensors, compute)
+        self.query_key_value = product(*_fused_self_projection(f"{name}.attn", tensors))
+        self.attention_out = named("attn.out")
+        self.mlp_norm = _LayerNorm(f"{name}.mlp_ln", tensors, compute)
+        self.mlp_in, self.mlp_out = named("mlp.0"), named("mlp.2")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, f, state = x.shape
+        projected = self.query_key_value(self.attention_norm(x)).view(n, f, 3, self.heads, state // self.heads)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(n, f, state)
+        x = self.attention_out(attended, residual=x)
+        return self.mlp_out(self.mlp_in(self.mlp_norm(x), gelu=True), residual=x)
+
+
+class _DecoderBlock:
+    def __init__(self, name: str, heads: int, tensors: Tensors, compute: Compute) -> None:
+        def product(weight: Tensor, bias: Tensor | None, rows: int = _DECODER_ROWS):  # type: ignore[no-untyped-def]  # noqa: ANN202
+            return linear(weight, bias, compute, rows=rows)
+
+        def named(part: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+            return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
+
+        self.heads = heads
+        self.self_norm = _LayerNorm(f"{name}.attn_ln", tensors, compute)
+        self.query_key_value = product(*_fused_self_projection(f"{name}.attn", tensors))
+        self.self_out = named("attn.out")
+        self.cross_norm = _LayerNorm(f"{name}.cross_attn_ln", tensors, compute)
+        self.cross_query, self.cross_out = named("cross_attn.query"), named("cross_attn.out")
+        key_weight, value_weight = (tensors[f"{name}.cross_attn.{part}.weight"] for part in ("key", "value"))
+        self.cross_key = product(key_weight, None, _ENCODER_ROWS)
+        self.cross_value = product(value_weight, tensors[f"{name}.cross_attn.value.bias"], _ENCODER_ROWS)
+        self.mlp_norm = _LayerNorm(f"{name}.mlp_ln", tensors, compute)
+        self.mlp_in, self.mlp_out = named("mlp.0"), named("mlp.2")
+
+    def cross_keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of shape (n, h, f, d)."""
+        keys = self.cross_key(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        values = self.cross_value(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return keys, values
+
+    def attend_self(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        places: tuple[Tensor, Tensor],
+        reach: int,
+        mask: Tensor | None,
+    ) -> Tensor:
+        n, q, state = x.shape
+        projected = self.query_key_value(self.self_norm(x)).view(n, q, 3, self.heads, state // self.heads)
+        query, key, value = projected.unbind(2)
+        keys[places] = key
+        values[places] = value
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            keys[:, :reach].transpose(1, 2),
+            values[:, :reach].transpose(1, 2),
+            attn_mask=mask,
+        )
+        return self.self_out(attended.transpose(1, 2).reshape(n, q, state), residual=x)
+
+    def attend_cross(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """New x, and the queries (n, q, h, d)."""
+        n, q, state = x.shape
+        queries = self.cross_query(self.cross_norm(x)).view(n, q, self.heads, state // self.heads)
+        attended = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values)
+        return self.cross_out(attended.transpose(1, 2).reshape(n, q, state), residual=x), queries
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.mlp_out(self.mlp_in(self.mlp_norm(x), gelu=True), residual=x)

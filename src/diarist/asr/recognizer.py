@@ -1,0 +1,152 @@
+"""Speech of one recording in, words with times out."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diarist.asr.decoding import Decoded, DecodingLoop, Job, SpokenLanguage
+from diarist.asr.features import SAMPLE_RATE_HZ
+from diarist.asr.options import DecodingOptions
+from diarist.asr.results import Passage, passages, segment_on_recording, words_on_recording
+from diarist.asr.windows import Window, WindowOptions, gather, holes, pack
+from diarist.compute import Compute
+from diarist.errors import OptionError
+from diarist.models import WhisperCheckpoint
+from diarist.timeline import DecodedSegment, Segment, Word
+
+_ROUNDS = 2  # times that a hole is decoded again; a third changes nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition:
+    """What was said in a recording."""
+
+    language: str
+    segments: tuple[DecodedSegment, ...]
+    words: tuple[Word, ...]
+    unheard: tuple[Segment, ...]
+    """Stretches of speech that stayed without text."""
+
+
+class Recognizer:
+    """A model, loaded once; give each recording a stream of its own.
+
+    Args:
+        checkpoint: The model.
+        compute: Device and precision.
+        rows: Windows decoded at once.
+    """
+
+    def __init__(self, checkpoint: WhisperCheckpoint, compute: Compute, rows: int = 16) -> None:
+        self.loop = DecodingLoop(checkpoint, compute, rows)
+        self.lock = threading.Lock()
+
+    def stream(self, options: DecodingOptions) -> "RecognitionStream":
+        """Begin a recording.
+
+        Raises:
+            OptionError: The model cannot do what is asked.
+        """
+        vocabulary = self.loop.vocabulary
+        if not vocabulary.multilingual:
+            if options.task == "translate":
+                raise OptionError("task", "this model knows English only and cannot translate; use a multilingual one")
+            if options.language not in (None, "en"):
+                raise OptionError("language", f"this model knows English only, not {options.language!r}")
+        elif options.language is not None and options.language not in vocabulary.languages:
+            raise OptionError("language", f"this model does not know {options.language!r}")
+        return RecognitionStream(self.loop, options)
+
+
+class RecognitionStream:
+    """The windows of one recording. Fed in order by `push`; the loop delivers into it."""
+
+    def __init__(self, loop: DecodingLoop, options: DecodingOptions, windows: WindowOptions | None = None) -> None:
+        self._loop = loop
+        self._options = options
+        self._windows = windows or WindowOptions()
+        self._spoken = SpokenLanguage(options.language or ("" if loop.vocabulary.multilingual else "en"))
+        self._jobs: dict[Job, float] = {}  # with the seconds that each has yet to bring to the text
+        self._found: list[tuple[Window, Decoded, Passage, list[Segment]]] = []
+        self._unheard: list[Segment] = []
+
+    @property
+    def waiting(self) -> int:
+        """Windows that have not come back."""
+        return len(self._jobs)
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of the recording that they hold."""
+        return sum(self._jobs.values())
+
+    def push(
+        self, speech: Sequence[Segment], waveform: NDArray[np.float32], offset: float, *, final: bool
+    ) -> float:
+        """Queue the windows of a stretch of the recording.
+
+        Args:
+            speech: Its speech track, in seconds on the recording.
+            waveform: Its samples, mono, 16 kHz, shape (samples,).
+            offset: When it begins on the recording, in seconds.
+            final: The recording ends with it. Otherwise its last window waits for more.
+
+        Returns:
+            The instant from which the next stretch must begin, in seconds on the recording.
+        """
+        packed = pack(speech, waveform, offset, self._windows)
+        settled = packed if final else packed[:-1]
+        for window in settled:
+            self._submit(window, gather(window, waveform, offset), speech, 0)
+        end = offset + len(waveform) / SAMPLE_RATE_HZ
+        if final:
+            return end
+        return packed[-1].span.start if packed else max(offset, end - self._windows.margin_s)
+
+    def cancel(self) -> None:
+        """Give up all windows that are still under way."""
+        for job in self._jobs:
+            job.cancelled = True
+
+    def result(self) -> Recognition:
+        """Everything that came back, in order of time."""
+        vocabulary, language = self._loop.vocabulary, self._spoken.code
+        ordered = sorted(self._found, key=lambda found: found[0].locate(found[2].start))
+        segments, words = [], []
+        for window, decoded, passage, speech in ordered:
+            segment = segment_on_recording(passage, decoded, window, vocabulary)
+            if segment.text.strip():
+                segments.append(segment)
+                words += words_on_recording(passage, decoded, window, speech, vocabulary, language)
+        return Recognition(language, tuple(segments), tuple(words), tuple(sorted(self._unheard)))
+
+    def _submit(self, window: Window, waveform: NDArray[np.float32], speech: Sequence[Segment], round_: int) -> None:
+        inside = [part for segment in speech if (part := segment & window.span)]
+
+        def deliver(decoded: Decoded) -> None:
+            del self._jobs[job]
+            self._accept(window, waveform, inside, round_, decoded)
+
+        job = Job(torch.from_numpy(waveform), self._options, self._spoken, deliver)
+        self._jobs[job] = window.duration
+        self._loop.submit(job)
+
+    def _accept(
+        self, window: Window, waveform: NDArray[np.float32], speech: list[Segment], round_: int, decoded: Decoded
+    ) -> None:
+        """Keep a window's text, and queue again what it left out."""
+        written = passages(decoded, self._loop.vocabulary.timestamp_begin, window.duration)
+        self._found += [(window, decoded, passage, speech) for passage in written]
+        covered = [Segment(passage.start, passage.end) for passage in written]
+        for hole in holes(window.speech_inside(speech), covered, self._windows):
+            part = window.cut(hole.start, hole.end)
+            # A window that came back empty would come back empty again.
+            if round_ < _ROUNDS and part.duration < window.duration - self._windows.min_hole_s:
+                samples = waveform[round(hole.start * SAMPLE_RATE_HZ) : round(hole.end * SAMPLE_RATE_HZ)]
+                self._submit(part, samples, speech, round_ + 1)
+            else:
+                self._unheard += part.pieces

@@ -1,0 +1,180 @@
+"""Which token comes next: Whisper's rules on timestamps, applied to a batch of rows at once.
+
+The rules are those of openai-whisper's `ApplyTimestampRules`: timestamps come in pairs, never go back, the first is
+at most `FIRST_TIMESTAMP_S`, and a timestamp is written whenever all timestamps together are likelier than any text.
+Nothing here touches the whole vocabulary more than twice: the rules only ever concern whether the text, the end or a
+range of timestamps is allowed, so maxima and log-sums of those parts decide.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diarist.asr.features import POSITION_S
+from diarist.asr.text import Vocabulary
+
+FIRST_TIMESTAMP_S = 1.0
+_FIRST_TIMESTAMP_STEPS = round(FIRST_TIMESTAMP_S / POSITION_S)
+_NEVER = float("-inf")
+
+
+def suppression_bias(vocabulary: Vocabulary, suppressed: tuple[int, ...]) -> Tensor:
+    """A bias for the output product that rules out what is never written: float32, shape (n_vocab,)."""
+    bias = torch.zeros(vocabulary.size)
+    bias[[number for number in suppressed if number != vocabulary.end]] = _NEVER
+    bias[list(vocabulary.specials)] = _NEVER
+    return bias
+
+
+@dataclass(frozen=True, slots=True)
+class RuleState:
+    """What the rules need to know of each of n rows; every tensor has shape (n,)."""
+
+    first: Tensor
+    """bool: nothing has been written yet."""
+    timestamps: Tensor
+    """bool: the row writes timestamps."""
+    opened: Tensor
+    """bool: the last token closed a segment's text, so only a timestamp or the end may follow."""
+    paired: Tensor
+    """bool: the last token opened a segment, so no timestamp may follow."""
+    last: Tensor
+    """int64: the last timestamp written, in steps of `POSITION_S`; -1 before any."""
+
+    @classmethod
+    def start(cls, timestamps: Tensor) -> "RuleState":
+        """The state of rows that have written nothing."""
+        no = torch.zeros_like(timestamps)
+        return cls(torch.ones_like(timestamps), timestamps, no, no, torch.full_like(timestamps, -1, dtype=torch.int64))
+
+    def after(self, tokens: Tensor, timestamp_begin: int) -> "RuleState":
+        """The state once each row has written its token, (n,)."""
+        is_timestamp = tokens >= timestamp_begin
+        opens_pair = self.first | self.opened
+        return RuleState(
+            torch.zeros_like(self.first),
+            self.timestamps,
+            is_timestamp & ~opens_pair,
+            is_timestamp & opens_pair,
+            torch.where(is_timestamp, tokens - timestamp_begin, self.last),
+        )
+
+    def select(self, rows: Tensor) -> "RuleState":
+        """The states of some rows, in the order given."""
+        return RuleState(*(getattr(self, name)[rows] for name in self.__slots__))
+
+    def replace(self, row: int, state: "RuleState") -> "RuleState":
+        """These rows with one of them replaced by the only row of another state."""
+        return RuleState(
+            *(
+                torch.cat([mine[:row], other, mine[row + 1 :]])
+                for mine, other in ((getattr(self, name), getattr(state, name)) for name in self.__slots__)
+            )
+        )
+
+    @classmethod
+    def join(cls, states: "list[RuleState]") -> "RuleState":
+        """Rows of several states, one after another."""
+        return cls(*(torch.cat([getattr(state, name) for state in states]) for name in cls.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Allowed logits of n rows: all text (n, end), the end (n,), all timestamps (n, 1501)."""
+
+    text: Tensor
+    text_allowed: Tensor
+    end: Tensor
+    timestamps: Tensor
+
+
+def _parts(logits: Tensor, state: RuleState, vocabulary: Vocabulary, blank: tuple[int, ...]) -> _Parts:
+    begin = vocabulary.timestamp_begin
+    text = logits[:, : vocabulary.end].float()
+    end = logits[:, vocabulary.end].float()
+    timestamps = logits[:, begin:].float()
+    steps = torch.arange(timestamps.shape[1], device=logits.device)
+    earliest = torch.where(state.opened, state.last, state.last + 1)
+    latest = torch.where(state.first, _FIRST_TIMESTAMP_STEPS, timestamps.shape[1])
+    barred = (steps < earliest[:, None]) | (steps > latest[:, None]) | (~state.timestamps | state.paired)[:, None]
+    timestamps = timestamps.masked_fill(barred, _NEVER)
+    must_stamp = state.first & state.timestamps
+    end = end.masked_fill(state.first, _NEVER)  # an empty transcript is the no-speech check's business
+    text_allowed = ~(must_stamp | state.opened)
+    if bool(state.first.any()) and blank:
+        opening = state.first & ~state.timestamps
+        text[:, list(blank)] = text[:, list(blank)].masked_fill(opening[:, None], _NEVER)
+    return _Parts(text, text_allowed, end, timestamps)
+
+
+def greedy(
+    logits: Tensor, state: RuleState, vocabulary: Vocabulary, blank: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """The likeliest allowed token of each row.
+
+    Args:
+        logits: With suppressed tokens already at -inf; shape (n, n_vocab), any float type.
+        state: Of the n rows.
+        vocabulary: Where text, end and timestamps lie.
+        blank: Text tokens that may not come first.
+
+    Returns:
+        Tokens, int64 (n,), and their log-probabilities among the allowed tokens, float32 (n,).
+    """
+    parts = _parts(logits, state, vocabulary, blank)
+    text_best, text_token = parts.text.max(dim=1)
+    text_best = text_best.masked_fill(~parts.text_allowed, _NEVER)
+    text_sum = parts.text.logsumexp(dim=1).masked_fill(~parts.text_allowed, _NEVER)
+    stamp_best, stamp_token = parts.timestamps.max(dim=1)
+    stamp_sum = parts.timestamps.logsumexp(dim=1)
+    stamp_wins = stamp_sum > torch.maximum(text_best, parts.end)
+    text_best = text_best.masked_fill(stamp_wins, _NEVER)
+    end = parts.end.masked_fill(stamp_wins, _NEVER)
+    best, part = torch.stack([text_best, end, stamp_best]).max(dim=0)
+    ending = torch.full_like(text_token, vocabulary.end)
+    tokens = torch.stack([text_token, ending, stamp_token + vocabulary.timestamp_begin]).gather(0, part[None])[0]
+    not_stamps = torch.logaddexp(text_sum, parts.end).masked_fill(stamp_wins, _NEVER)
+    return tokens, best - torch.logaddexp(not_stamps, stamp_sum)
+
+
+def sample(
+    logits: Tensor,
+    state: RuleState,
+    vocabulary: Vocabulary,
+    temperatures: Tensor,
+    generator: torch.Generator,
+    blank: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor]:
+    """A random allowed token of each row, from the distribution at its temperature.
+
+    Args:
+        logits: As for `greedy`.
+        state: Of the n rows.
+        vocabulary: Where text, end and timestamps lie.
+        temperatures: Above 0, shape (n,).
+        generator: On the logits' device.
+        blank: Text tokens that may not come first.
+
+    Returns:
+        As `greedy`; log-probabilities are those at temperature 1.
+    """
+    log_probabilities = allowed_log_probabilities(logits, state, vocabulary, blank)
+    heated = (log_probabilities / temperatures[:, None]).softmax(dim=1)
+    tokens = torch.multinomial(heated, 1, generator=generator)
+    return tokens[:, 0], log_probabilities.gather(1, tokens)[:, 0]
+
+
+def allowed_log_probabilities(
+    logits: Tensor, state: RuleState, vocabulary: Vocabulary, blank: tuple[int, ...] = ()
+) -> Tensor:
+    """Log-probabilities of every token, -inf for what the rules forbid: float32, (n, n_vocab)."""
+    parts = _parts(logits, state, vocabulary, blank)
+    text = parts.text.masked_fill(~parts.text_allowed[:, None], _NEVER)
+    best_other = torch.maximum(text.amax(dim=1), parts.end)
+    stamp_wins = parts.timestamps.logsumexp(dim=1) > best_other
+    allowed = torch.full(logits.shape, _NEVER, device=logits.device)
+    allowed[:, : vocabulary.end] = text.masked_fill(stamp_wins[:, None], _NEVER)
+    allowed[:, vocabulary.end] = parts.end.masked_fill(stamp_wins, _NEVER)
+    allowed[:, vocabulary.timestamp_begin :] = parts.timestamps
+    return allowed.log_softmax(dim=1)

@@ -1,0 +1,179 @@
+"""Gather the speech of a recording into the windows that the model reads, and find what it left out.
+
+Windows are cut at pauses and packed to at most `WINDOW_S` seconds; they come in time order and never overlap, so their
+texts are joined end to end and no word is decided twice. Long silences are taken out: a window is a row of pieces of
+the recording, and times in it map back piece by piece.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diarist.asr.features import SAMPLE_RATE_HZ, WINDOW_S
+from diarist.timeline import Segment, subtract, union
+
+
+@dataclass(frozen=True, slots=True)
+class WindowOptions:
+    """Where a recording may be cut, and what counts as left out."""
+
+    min_pause_s: float = 0.2
+    """Shortest silence that may hold a cut, in seconds. Shorter gaps occur inside words, before plosives."""
+    margin_s: float = 0.2
+    """Sound kept around speech, in seconds. Onsets are fainter than the speech threshold and would be clipped."""
+    max_silence_s: float = 2.0
+    """Silence kept inside a window, in seconds; longer ones are shortened to this. Silence invites invented text."""
+    min_hole_s: float = 1.0
+    """Shortest stretch of speech without text that is decoded again, in seconds."""
+    search_s: float = 8.0
+    """Speech without a pause is cut at its quietest instant within this many seconds before the window is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Pieces of a recording, in order, read as if they followed each other."""
+
+    pieces: tuple[Segment, ...]
+
+    @property
+    def duration(self) -> float:
+        return sum(piece.duration for piece in self.pieces)
+
+    @property
+    def span(self) -> Segment:
+        """From the first piece's start to the last one's end, on the recording."""
+        return Segment(self.pieces[0].start, self.pieces[-1].end)
+
+    def locate(self, instant: float, *, ending: bool = False) -> float:
+        """The instant of the recording that is at `instant` seconds of the window, clamped to the window.
+
+        Where two pieces meet, the end of the earlier if `ending`, else the start of the later.
+
+        >>> window = Window((Segment(10, 12), Segment(20, 25)))
+        >>> window.locate(1.5), window.locate(2), window.locate(2, ending=True), window.locate(99)
+        (11.5, 20, 12, 25)
+        """
+        passed = 0.0
+        for piece in self.pieces:
+            end = passed + piece.duration
+            if instant < end or (ending and instant <= end):
+                return piece.start + max(0.0, instant - passed)
+            passed = end
+        return self.pieces[-1].end
+
+    def cut(self, start: float, end: float) -> "Window":
+        """The part from `start` to `end` seconds of the window."""
+        pieces, passed = [], 0.0
+        for piece in self.pieces:
+            kept = piece & Segment(piece.start + start - passed, piece.start + end - passed)
+            pieces += [kept] if kept else []
+            passed += piece.duration
+        return Window(tuple(pieces))
+
+    def speech_inside(self, speech: Iterable[Segment]) -> list[Segment]:
+        """Stretches of speech on the recording as stretches of the window."""
+        inside, passed = [], 0.0
+        for piece in self.pieces:
+            inside += [
+                part.shifted(passed - piece.start) for segment in speech if (part := segment & piece)
+            ]
+            passed += piece.duration
+        return union(inside, max_gap=1e-6)
+
+
+def pack(
+    speech: Sequence[Segment], waveform: NDArray[np.float32], offset: float, options: WindowOptions
+) -> list[Window]:
+    """Cut a stretch of a recording into windows.
+
+    Args:
+        speech: The speech track, disjoint and in order, in seconds on the recording.
+        waveform: The stretch that holds it; mono, 16 kHz, shape (samples,).
+        offset: When the stretch begins on the recording, in seconds.
+        options: Where it may be cut.
+
+    Returns:
+        Windows of at most `WINDOW_S` seconds that hold all of the speech, in order.
+    """
+    stretch = Segment(offset, offset + len(waveform) / SAMPLE_RATE_HZ)
+    windows: list[Window] = []
+    pieces: list[Segment] = []
+    filled = 0.0
+    for atom in _atoms(speech, waveform, stretch, options):
+        added = atom
+        if pieces:
+            silence = atom.start - pieces[-1].end
+            if silence <= options.max_silence_s:
+                added = Segment(pieces[-1].end, atom.end)
+            else:  # shorten the silence, half of what is kept on each side
+                half = options.max_silence_s / 2
+                pieces[-1] = Segment(pieces[-1].start, pieces[-1].end + half)
+                filled += half
+                added = Segment(atom.start - half, atom.end)
+        if pieces and filled + added.duration > WINDOW_S:
+            windows.append(Window(tuple(pieces)))
+            pieces, filled, added = [], 0.0, atom
+        if pieces and pieces[-1].end == added.start:
+            pieces[-1] |= added
+        else:
+            pieces.append(added)
+        filled += added.duration
+    if pieces:
+        windows.append(Window(tuple(pieces)))
+    return windows
+
+
+def _atoms(
+    speech: Sequence[Segment], waveform: NDArray[np.float32], stretch: Segment, options: WindowOptions
+) -> list[Segment]:
+    """Speech between pauses, with its margins, none longer than a window."""
+    atoms: list[Segment] = []
+    for segment in union(speech, max_gap=options.min_pause_s):
+        start = max(stretch.start, segment.start - options.margin_s)
+        if atoms and start < atoms[-1].end:  # a pause shorter than two margins is shared
+            middle = (atoms[-1].end - options.margin_s + segment.start) / 2
+            atoms[-1] = Segment(atoms[-1].start, middle)
+            start = middle
+        end = min(stretch.end, segment.end + options.margin_s)
+        while end - start > WINDOW_S:
+            search = Segment(start + WINDOW_S - options.search_s, start + WINDOW_S)
+            middle = quietest(waveform, search.shifted(-stretch.start)) + stretch.start
+            atoms.append(Segment(start, middle))
+            start = middle
+        atoms.append(Segment(start, end))
+    return atoms
+
+
+def quietest(waveform: NDArray[np.float32], search: Segment, width_s: float = 0.1) -> float:
+    """The middle of the `width_s` seconds with the least energy within `search`, in seconds."""
+    width = round(width_s * SAMPLE_RATE_HZ)
+    first = round(search.start * SAMPLE_RATE_HZ)
+    part = waveform[first : round(search.end * SAMPLE_RATE_HZ)].astype(np.float64)
+    energy = np.concatenate([[0.0], np.cumsum(part * part)])
+    least = int(np.argmin(energy[width:] - energy[:-width]))
+    return (first + least + width / 2) / SAMPLE_RATE_HZ
+
+
+def gather(window: Window, waveform: NDArray[np.float32], offset: float) -> NDArray[np.float32]:
+    """The samples of a window.
+
+    Args:
+        window: Pieces inside the stretch.
+        waveform: A stretch of the recording; shape (samples,).
+        offset: When the stretch begins on the recording, in seconds.
+
+    Returns:
+        A copy, shape (samples,), at most `WINDOW_S` seconds.
+    """
+    parts = [
+        waveform[round((piece.start - offset) * SAMPLE_RATE_HZ) : round((piece.end - offset) * SAMPLE_RATE_HZ)]
+        for piece in window.pieces
+    ]
+    return np.concatenate(parts)[: WINDOW_S * SAMPLE_RATE_HZ]
+
+
+def holes(speech: Iterable[Segment], covered: Iterable[Segment], options: WindowOptions) -> list[Segment]:
+    """Stretches of speech long enough to hold words and without text; all in seconds of one window."""
+    return [hole for hole in subtract(speech, covered) if hole.duration >= options.min_hole_s]

@@ -1,0 +1,539 @@
+"""The command `diarist`: thin, and polite to terminals, pipes and scripts.
+
+What was said goes to standard output, everything else (progress, warnings, paths of written files, errors) to standard
+error. Exit status: 0 done, 1 something failed, 2 wrong usage, 130 interrupted. An error is one message without a
+traceback, which `--debug` adds. Files are written aside and renamed, so an interruption leaves none half written.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from diarist import __version__, models
+from diarist.errors import DiaristError, ModelNotFoundError, OptionError
+from diarist.formats import FORMATS, line, one_line
+
+if TYPE_CHECKING:
+    from diarist.pipeline import Pipeline, Progress
+    from diarist.settings import Settings
+    from diarist.transcript import Transcript
+
+STANDARD_INPUT = "-"
+DEFAULT_FORMATS = ("txt", "srt", "vtt", "json")
+"""Written when `--output-dir` is given without `--format`."""
+MEDIA_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("aac", "aif", "aifc", "aiff", "amr", "flac", "m4a", "m4b", "mka", "mp3", "mpga", "oga", "ogg", "opus"),
+        *("w64", "wav", "wave", "wma"),
+        *("3gp", "m4v", "mkv", "mov", "mp4", "webm"),
+    )
+)
+"""Files of a folder that are taken for recordings. A file that is named is tried whatever its suffix."""
+_SPEAKER_STYLES = ("cyan", "green", "magenta", "yellow", "blue", "red")
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="diarist",
+    help="Turns recordings into who-said-what transcripts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(no_args_is_help=True, help="Which weights there are, and which are on this machine.")
+app.add_typer(models_app, name="models")
+
+
+class Task(StrEnum):
+    TRANSCRIBE = "transcribe"
+    TRANSLATE = "translate"
+
+
+class Clustering(StrEnum):
+    CENTROID = "centroid"
+    VBX = "vbx"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One recording to transcribe."""
+
+    source: Path | None
+    """None is standard input."""
+    label: str
+    """The recording as the user named it."""
+    stem: Path
+    """Where its files go under the output folder, without suffix."""
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+
+
+def main() -> None:
+    """Run the command and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode gets a mark, not an exception
+    app(prog_name="diarist")
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def _say(message: str, style: str = "") -> None:
+    """Print to standard error, whatever the message holds; colour only on a terminal."""
+    clean = "\n".join(("  " if part.startswith("  ") else "") + one_line(part) for part in message.split("\n"))
+    Console(stderr=True).print(Text(clean, style), soft_wrap=True)
+
+
+def _explain(error: Exception) -> str:
+    """An error as a message for the person at the terminal."""
+    if isinstance(error, DiaristError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _report(error: Exception, *, debug: bool, about: str = "") -> None:
+    if debug:
+        traceback.print_exception(error)
+    message = _explain(error)
+    _say(f"diarist: {f'{about}: ' if about and about not in message else ''}{message}", "red")
+
+
+@contextmanager
+def _reported(*, debug: bool) -> Iterator[None]:
+    """Turn what goes wrong inside into a message and an exit status."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("diarist: interrupted")
+        raise typer.Exit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        _leave_pipe()
+    except typer.Exit:
+        raise
+    except Exception as error:  # noqa: BLE001 (told in one line, whatever it is)
+        _report(error, debug=debug)
+        raise typer.Exit(2 if isinstance(error, OptionError) else 1) from None
+
+
+def _leave_pipe() -> NoReturn:
+    """Whoever read our output has gone (`diarist ... | head`): nothing is left to say, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(1)
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+def _bars(console: Console, amount: ProgressColumn) -> Bars:
+    description = TextColumn("{task.description}", markup=False)
+    return Bars(description, BarColumn(), amount, TimeRemainingColumn(), console=console, transient=True)
+
+
+@contextmanager
+def _fetching(*, quiet: bool) -> Iterator[Callable[[str, int, int | None], None] | None]:
+    """A bar for every file that is being fetched; in a pipe one line for each. None when nothing is to be shown."""
+    if quiet:
+        yield None
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        announced: set[str] = set()
+
+        def announce(what: str, _done: int, total: int | None) -> None:
+            if what not in announced:
+                announced.add(what)
+                _say(f"fetching {what}{f' ({_megabytes(total)})' if total else ''}")
+
+        yield announce
+        return
+
+    with _bars(console, DownloadColumn()) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(f"fetching {what}", total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def _working(label: str, *, quiet: bool) -> Iterator["Callable[[Progress], None] | None"]:
+    """A bar with stage, per cent and time left for one recording; None in a pipe."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+
+    with _bars(console, TaskProgressColumn()) as bars:
+        task = bars.add_task(label, total=None)
+
+        def show(progress: "Progress") -> None:
+            total = None if progress.fraction is None else 1.0
+            bars.update(task, description=f"{label}: {progress.stage}", completed=progress.fraction or 0.0, total=total)
+
+        yield show
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+# --- transcribe -----------------------------------------------------------------------------------------------------
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"diarist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def transcribe(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Recordings, folders of them, or - for standard input.")
+    ],
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", envvar="ASR_MODEL", help="Recognition model: a name, hub id or path. [base]"),
+    ] = None,
+    diarize: Annotated[bool, typer.Option("--diarize/--no-diarize", help="Tell the speakers apart.")] = True,
+    diarization_model: Annotated[
+        str | None,
+        typer.Option(envvar="DIARIZATION_MODEL", help="Diarization pipeline: a name or path. [default]"),
+    ] = None,
+    assistant_model: Annotated[
+        str | None, typer.Option(envvar="ASSISTANT_MODEL", help="Small recognition model that drafts for the main one.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", "-l", help="What is spoken: en, de, ...; auto detects it. [auto]")
+    ] = None,
+    task: Annotated[Task, typer.Option(help="Write what is said, or its English translation.")] = Task.TRANSCRIBE,
+    num_speakers: Annotated[int | None, typer.Option(min=1, help="How many people speak, if known.")] = None,
+    min_speakers: Annotated[int | None, typer.Option(min=1, help="At least so many people speak.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(min=1, help="At most so many people speak.")] = None,
+    clustering: Annotated[Clustering | None, typer.Option(help="How voices are told apart. [the pipeline's]")] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="Files to write: txt,srt,vtt,json,tsv,rttm,stm or all."),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="Folder for the files. [the current one]")
+    ] = None,
+    initial_prompt: Annotated[str | None, typer.Option(help="Text before the recording: names, style.")] = None,
+    hotwords: Annotated[str | None, typer.Option(help="Words to favour.")] = None,
+    word_timestamps: Annotated[bool, typer.Option(help="Exact times of words; off: spread over their segment.")] = True,
+    beam_size: Annotated[int, typer.Option(min=1, help="Hypotheses to keep: more is slower.")] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="DIARIST_BATCH_SIZE", help="Windows decoded together. [what suits the device]"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(envvar="DIARIST_DEVICE", help="auto, cpu or cuda. [auto]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(envvar="DIARIST_DTYPE", help="auto, float32, bfloat16, float16 or int8. [auto]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, envvar="DIARIST_THREADS", help="Processor threads.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(envvar="DIARIST_CACHE", help="Folder for fetched models. [user's cache]")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", envvar=["DIARIST_OFFLINE", "HF_HUB_OFFLINE"], help="Open no connection.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Errors only; the transcript is printed if no files are written.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write down who said what in recordings.
+
+    The transcript is printed. Files are written too where --format or --output-dir is given.
+    """
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        settings = configuration.load(
+            asr_model=model,
+            diarization_model=diarization_model,
+            assistant_model=assistant_model,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            cache_dir=cache_dir,
+            offline=offline or None,
+        )
+        diarize = diarize and settings.diarization_model != configuration.NO_MODEL
+        wanted = _formats(formats, diarize=diarize) if formats or output_dir else ()
+        folder = output_dir or Path()
+        if wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+        jobs, failures = _jobs(files)
+        for failure in failures:
+            _say(f"diarist: {failure}", "red")
+        if not jobs:
+            raise typer.Exit(1)
+
+        pipeline = _load(
+            settings,
+            diarize=diarize,
+            language=None if language == "auto" else language,
+            clustering=clustering,
+            quiet=quiet,
+        )
+        options: dict[str, Any] = {
+            "task": task.value,
+            "num_speakers": num_speakers,
+            "min_speakers": min_speakers,
+            "max_speakers": max_speakers,
+            "diarize": diarize,
+            "initial_prompt": initial_prompt,
+            "hotwords": hotwords,
+            "word_timestamps": word_timestamps,
+            "beam_size": beam_size,
+        }
+        failed = len(failures)
+        for job in jobs:
+            try:
+                transcript = _run(pipeline, job, options, quiet=quiet)
+                _show(transcript, job, heading=len(jobs) > 1, printed=not (quiet and wanted), quiet=quiet)
+                _write(transcript, job, folder, wanted, quiet=quiet)
+            except (OptionError, BrokenPipeError):
+                raise  # holds for every recording
+            except Exception as error:  # noqa: BLE001 (one recording must not stop the others)
+                _report(error, debug=debug, about=job.label)
+                failed += 1
+        if failed:
+            raise typer.Exit(1)
+
+
+def _formats(given: Sequence[str] | None, *, diarize: bool) -> tuple[str, ...]:
+    """The formats that `--format` asks for, in order, without repetition."""
+    names = [name.strip().lower() for text in given or DEFAULT_FORMATS for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in (*FORMATS, "all")]
+    if unknown or not names:
+        raise OptionError("--format", f"{', '.join(unknown) or 'nothing'!r} is not one of {', '.join(FORMATS)}, all")
+    if "rttm" in names and not diarize:
+        raise OptionError("--format", "rttm holds speakers only, and they are not told apart here")
+    if "all" in names:
+        names = [name for name in FORMATS if diarize or name != "rttm"]
+    return tuple(dict.fromkeys(names))
+
+
+def _jobs(arguments: Iterable[str]) -> tuple[list[Job], list[str]]:
+    """The recordings that the arguments name, and what is wrong with the others.
+
+    Output names are the recordings' without suffix, below a folder that was given as in it; where two would collide,
+    the later one keeps its suffix, and beyond that gets a number.
+    """
+    found: list[tuple[Path | None, str, Path]] = []  # source, label, output name with suffix
+    failures: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STANDARD_INPUT:
+            found.append((None, "standard input", Path("stdin")))
+        elif path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if _is_recording(file, path))
+            found += [(file, str(file), file.relative_to(path)) for file in inside]
+            if not inside:
+                failures.append(f"{argument}: no recordings in this folder")
+        elif path.exists():
+            found.append((path, argument, Path(path.name)))
+        else:
+            failures.append(f"{argument}: no such file")
+    jobs: list[Job] = []
+    taken: set[Path] = set()
+    for source, label, name in found:
+        names = (name.with_suffix(""), name, *(name.with_name(f"{name.name}-{n}") for n in range(2, len(found) + 2)))
+        stem = next(candidate for candidate in names if candidate not in taken)
+        taken.add(stem)
+        jobs.append(Job(source, label, stem))
+    return jobs, failures
+
+
+def _is_recording(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in MEDIA_SUFFIXES and not hidden and file.is_file()
+
+
+def _load(
+    settings: "Settings", *, diarize: bool, language: str | None, clustering: Clustering | None, quiet: bool
+) -> "Pipeline":
+    from diarist.pipeline import Pipeline  # noqa: PLC0415 (torch is slow to import)
+
+    with _fetching(quiet=quiet) as progress:
+        return Pipeline(
+            asr_model=settings.asr_model,
+            diarization_model=settings.diarization_model if diarize else None,
+            assistant_model=settings.assistant_model,
+            language=language,
+            device=settings.device,
+            dtype=settings.dtype,
+            threads=settings.threads,
+            clustering=clustering.value if clustering else None,
+            offline=settings.offline,
+            token=settings.token,
+            cache_dir=settings.cache_dir,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+
+
+def _run(pipeline: "Pipeline", job: Job, options: dict[str, Any], *, quiet: bool) -> "Transcript":
+    if job.source is None and sys.stdin.isatty():
+        raise OptionError("FILE", "- reads standard input, but that is a terminal")
+    with _working(job.label, quiet=quiet) as progress:
+        return pipeline(job.source or sys.stdin.buffer, progress=progress, **options)
+
+
+def _show(transcript: "Transcript", job: Job, *, heading: bool, printed: bool, quiet: bool) -> None:
+    """Print a transcript, in colour on a terminal, and what the user should know about it."""
+    if printed:
+        console = Console(highlight=False)
+        wraps = not console.is_terminal  # in a pipe a line stays a line
+        if heading:
+            console.print(Text(f"==> {one_line(job.label)} <=="), soft_wrap=wraps)
+        for utterance in transcript.utterances:
+            style = ""
+            if utterance.speaker in transcript.speakers:
+                style = _SPEAKER_STYLES[transcript.speakers.index(utterance.speaker) % len(_SPEAKER_STYLES)]
+            console.print(Text(line(utterance), style), soft_wrap=wraps)
+        sys.stdout.flush()  # a reader who has gone is noticed here, not at exit
+    if not quiet:
+        if not transcript.utterances:
+            _say(f"{job.label}: no speech found")
+        for warning in transcript.warnings:
+            _say(f"warning: {job.label}: {warning}", "yellow")
+
+
+def _write(transcript: "Transcript", job: Job, folder: Path, wanted: Sequence[str], *, quiet: bool) -> None:
+    for name in wanted:
+        path = folder / job.stem.with_name(f"{job.stem.name}.{name}")
+        if job.source is not None and path.exists() and path.samefile(job.source):
+            raise DiaristError(f"{path} is the recording itself: choose another --output-dir")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        transcript.write(path, name)
+        if not quiet:
+            _say(f"wrote {path}")
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@models_app.command("list")
+def models_list(*, debug: Debug = False) -> None:
+    """Show the models that are known, and which of them are on this machine."""
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        rows = [("NAME", "KIND", "SIZE", "HERE", "LICENCE", "FROM")]
+        for model in models.list_models(configuration.load().cache_dir):
+            size = _megabytes(model.size_bytes) if model.size_bytes else "-"
+            here = "yes" if model.cached else "-"
+            rows.append((model.name, model.kind, size, here, model.licence, "; ".join(model.sources)))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        sys.stdout.flush()
+
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Models, or pipelines of them.")]
+
+
+@models_app.command("pull")
+def models_pull(
+    names: Names = None,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch and check models; without names, those that `diarist transcribe` uses."""
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        settings = configuration.load()
+        defaults = [settings.asr_model, settings.diarization_model, settings.assistant_model]
+        for name, kind in _parts(names or [name for name in defaults if name and name != configuration.NO_MODEL]):
+            with _fetching(quiet=quiet) as progress:
+                local = models.pull(
+                    name, kind=kind, token=settings.token, progress=progress, cache_dir=settings.cache_dir
+                )
+            if not quiet:
+                _say(f"{local.name}: {local.directory} ({local.source}; {local.licence})")
+
+
+@models_app.command("verify")
+def models_verify(names: Names = None, *, debug: Debug = False) -> None:
+    """Hash the files of models on this machine anew; without names, of all."""
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        cache_dir = configuration.load().cache_dir
+        chosen: list[tuple[str, models.Kind | None]] = [
+            (model.name, model.kind) for model in models.list_models(cache_dir) if model.cached
+        ]
+        bad = 0
+        for name, kind in _parts(names) if names else chosen:
+            for check in models.verify(name, kind=kind, cache_dir=cache_dir):
+                bad += not check.ok
+                typer.echo(f"{'ok   ' if check.ok else 'WRONG'}  {name}  {check.file}  {check.actual or 'missing'}")
+        if bad:
+            _say("diarist: a file is not what it should be: delete its folder and run `diarist models pull`", "red")
+            raise typer.Exit(1)
+
+
+@models_app.command("path")
+def models_path(name: Annotated[str, typer.Argument(metavar="NAME")], *, debug: Debug = False) -> None:
+    """Print the folder of a model that is on this machine."""
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        typer.echo(models.path(name, cache_dir=configuration.load().cache_dir))
+
+
+def _parts(names: Iterable[str]) -> Iterator[tuple[str, models.Kind | None]]:
+    """Each name with its kind if that is known; a diarization pipeline as its models."""
+    for name in names:
+        try:
+            parts = models.diarization_parts(name)
+        except ModelNotFoundError:
+            yield name, None
+            continue
+        yield parts.segmentation, "segmentation"
+        yield parts.embedding, "embedding"
+        if parts.plda:
+            yield parts.plda, "plda"

@@ -1,0 +1,403 @@
+"""A recording in, a transcript out: decoding, segmentation, recognition, diarization and attribution in one pass.
+
+The recording flows through in blocks, so memory does not grow with its length: each block is segmented, the windows
+that its speech fills are queued for recognition, and of its sound only what no window has taken yet is kept.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diarist import models
+from diarist.asr.options import DecodingOptions
+from diarist.asr.recognizer import RecognitionStream, Recognizer
+from diarist.attribution import attribute
+from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, waveform_stream
+from diarist.compute import Compute, choose
+from diarist.diarization.stream import Diarizer
+from diarist.errors import OptionError
+from diarist.timeline import Segment, Turn
+from diarist.transcript import Transcript, build
+
+MAX_SPEAKERS = 64
+_BLOCK_S = 30.0  # long enough that segmentation works in full batches, short enough that progress is seen to move
+_ROWS = {"cpu": 16, "cuda": 64}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one recording has come."""
+
+    stage: str
+    """What is being done now, for people."""
+    seconds_done: float
+    """Seconds of the recording that need no more work."""
+    seconds_total: float | None
+    """Length of the recording, as its header claims until it has been read; None where it claims nothing."""
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the recording that is done, in [0, 1]; None while its length is unknown."""
+        if not self.seconds_total:
+            return None
+        return min(1.0, self.seconds_done / self.seconds_total)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerHints:
+    """What the caller knows about the number of speakers."""
+
+    num_speakers: int | None = None
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not 1 <= value <= MAX_SPEAKERS:
+                raise OptionError(field.name, f"{value} is not between 1 and {MAX_SPEAKERS}")
+        least, most = self.min_speakers or 1, self.max_speakers or MAX_SPEAKERS
+        if least > most:
+            raise OptionError("min_speakers", f"{least} is more than max_speakers, {most}")
+        if self.num_speakers is not None and not least <= self.num_speakers <= most:
+            raise OptionError("num_speakers", f"{self.num_speakers} is outside min_speakers {least} to max_speakers {most}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of the pipeline for one recording."""
+
+    decoding: DecodingOptions = DecodingOptions()
+    hints: SpeakerHints = SpeakerHints()
+    diarize: bool = True
+
+
+Session = Generator[None, None, Transcript]
+"""One recording under way: yields whenever it waits for the decode loop to step, returns the transcript."""
+
+
+class Pipeline:
+    """Models loaded once, for any number of recordings. Safe to call from several threads: calls take turns.
+
+    Args:
+        asr_model: Catalogue name, hub id or path of a Whisper model.
+        diarization_model: Catalogue name or path of a diarization pipeline; None leaves diarization out.
+        assistant_model: Not supported yet: leave it None.
+        language: Spoken in every recording unless a call says otherwise; None detects it for each.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: auto, float32, bfloat16, float16 or int8.
+        clustering: "centroid" (as pyannote 3.1) or "vbx" (as community-1); None takes the pipeline's own.
+        batch_size: Windows decoded at once; None suits the device. More needs more memory.
+        threads: CPU threads of torch, for the whole process; None leaves them alone.
+        offline: Open no network connection.
+        token: For the Hugging Face hub.
+        cache_dir: Where models are kept.
+        progress: Told about downloads: what, bytes done, bytes in all or None.
+
+    Raises:
+        ModelError: A model cannot be had or read.
+        ComputeError: The device or dtype is not available.
+        OptionError: A value is out of bounds.
+    """
+
+    def __init__(
+        self,
+        asr_model: str = "base",
+        diarization_model: str | None = "default",
+        assistant_model: str | None = None,
+        language: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        clustering: str | None = None,
+        batch_size: int | None = None,
+        threads: int | None = None,
+        offline: bool = False,
+        token: str | None = None,
+        cache_dir: Path | None = None,
+        progress: models.Progress | None = None,
+    ) -> None:
+        if assistant_model is not None:
+            raise OptionError("assistant_model", "assisted decoding is not available in this version; leave it out")
+        if batch_size is not None and not 1 <= batch_size <= 256:
+            raise OptionError("batch_size", f"{batch_size} is not between 1 and 256")
+        if clustering not in (None, "centroid", "vbx"):
+            raise OptionError("clustering", f"{clustering!r} is neither 'centroid' nor 'vbx'")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.language = DecodingOptions(language=language).language
+        self.compute = choose(device, dtype)
+        self.diarizes = diarization_model is not None
+        parts = models.diarization_parts(diarization_model or "default")
+        chosen = clustering or parts.clustering
+        if chosen == "vbx" and parts.plda is None:
+            raise OptionError("clustering", f"{diarization_model!r} has no PLDA, which vbx needs; use centroid")
+
+        def find(name: str, kind: models.Kind) -> models.LocalModel:
+            return models.resolve(name, kind, offline=offline, token=token, progress=progress, cache_dir=cache_dir)
+
+        asr = find(asr_model, "asr")
+        segmentation = find(parts.segmentation, "segmentation")
+        embedding = find(parts.embedding, "embedding") if self.diarizes else None
+        plda = find(parts.plda, "plda") if self.diarizes and chosen == "vbx" and parts.plda else None
+        self._asr_name = asr_model
+        self.recognizer = Recognizer(
+            models.load_whisper(asr), self.compute, rows=batch_size or _ROWS[self.compute.device.type]
+        )
+        self._diarizer = Diarizer(
+            models.load_segmentation(segmentation),
+            models.load_embedding(embedding) if embedding else None,
+            models.load_plda(plda) if plda else None,
+            self.compute,
+            clustering=chosen,
+        )
+        diarization = [part for part in (segmentation, embedding, plda) if part]
+        self.models: dict[str, Any] = {
+            "asr": _describe(asr, self.compute),
+            "assistant": None,
+            "diarization": {
+                "name": diarization_model,
+                "clustering": chosen,
+                "parts": [_describe(part, self.compute) for part in diarization],
+            }
+            if self.diarizes
+            else None,
+        }
+
+    def __call__(
+        self,
+        source: AudioSource | NDArray[Any],
+        *,
+        sample_rate: int | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+        diarize: bool | None = None,
+        num_speakers: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
+        initial_prompt: str | None = None,
+        hotwords: str | None = None,
+        word_timestamps: bool = True,
+        beam_size: int = 1,
+        temperature: float | tuple[float, ...] | None = None,
+        limits: DecodeLimits | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Transcript:
+        """Transcribe one recording.
+
+        Args:
+            source: A path, the bytes of a file, a binary file object, or a waveform of shape (samples,) or
+                (channels, samples).
+            sample_rate: Of a waveform, in Hz; 16 000 if left out. Files know their own.
+            language: ISO code or English name; "auto" detects it even where the pipeline has one.
+            task: "transcribe", or "translate" into English.
+            diarize: Whether to tell speakers apart; None does if the pipeline was given a diarization model.
+            num_speakers: How many there are, if that is known.
+            min_speakers: At least so many.
+            max_speakers: At most so many.
+            initial_prompt: Text that precedes the recording: names, spelling, style.
+            hotwords: Words to favour.
+            word_timestamps: Times of words from cross-attention; otherwise spread evenly over their segment.
+            beam_size: Hypotheses kept; 1 is greedy decoding.
+            temperature: One value or those to try in turn; None tries 0, 0.2, ... 1.
+            limits: Caps on what may be decoded.
+            progress: Called after every step, from this thread.
+
+        Raises:
+            AudioError: The recording cannot be decoded.
+            OptionError: A parameter is out of bounds.
+        """
+        decoding = self.decoding_options(
+            language=language,
+            task=task,
+            initial_prompt=initial_prompt,
+            hotwords=hotwords,
+            word_timestamps=word_timestamps,
+            beam_size=beam_size,
+            temperature=temperature,
+        )
+        request = Request(
+            decoding,
+            SpeakerHints(num_speakers, min_speakers, max_speakers),
+            diarize=self.diarizes if diarize is None else diarize,
+        )
+        self.check(request)
+        with self.recognizer.lock, _open(source, sample_rate, limits) as audio:
+            session = self.session(audio, request, progress)
+            try:
+                while True:
+                    next(session)
+                    self.recognizer.loop.step()
+            except StopIteration as stop:
+                transcript: Transcript = stop.value
+                return transcript
+            finally:
+                session.close()
+
+    def decoding_options(
+        self, *, language: str | None, temperature: float | tuple[float, ...] | None, **options: Any
+    ) -> DecodingOptions:
+        """Decoding options with this pipeline's language where none is named."""
+        if language is None:
+            language = self.language
+        elif language == "auto":
+            language = None
+        if temperature is not None:
+            options["temperatures"] = temperature if isinstance(temperature, tuple) else (float(temperature),)
+        return DecodingOptions(language=language, **options)
+
+    def check(self, request: Request) -> None:
+        """Whether this pipeline can do what is asked.
+
+        Raises:
+            OptionError: It cannot; names the parameter.
+        """
+        if request.diarize and not self.diarizes:
+            raise OptionError("diarize", "this pipeline was made without a diarization model")
+        self.recognizer.stream(request.decoding)
+
+    def session(
+        self, audio: AudioStream, request: Request, progress: Callable[[Progress], None] | None = None
+    ) -> Session:
+        """Begin a recording, to be driven by whoever steps `recognizer.loop`; `close()` gives it up.
+
+        Several sessions may be under way at once: their windows share the batches of the loop.
+        """
+        clock = _Clock()
+        diarization = self._diarizer.stream(speakers=request.diarize)
+        recognition = self.recognizer.stream(request.decoding)
+        kept = np.zeros(0, np.float32)  # sound that no window has taken yet
+        offset = 0.0  # when it begins
+
+        def report(stage: str) -> None:
+            if progress is not None:
+                total = max(audio.info.duration or 0.0, audio.seconds_read) or None
+                progress(Progress(stage, max(0.0, offset - recognition.waiting_s), total))
+
+        try:
+            for block in clock.over("decode", audio):
+                kept = np.concatenate([kept, block])
+                diarization.push(block)
+                kept, offset = _feed(recognition, diarization, kept, offset, final=False)
+                while recognition.waiting and not self.recognizer.loop.wanted:
+                    report("transcribing")
+                    yield from clock.waiting("recognition")
+            diarization.finish()
+            duration = audio.seconds_read
+            kept, offset = _feed(recognition, diarization, kept, offset, final=True)
+            while recognition.waiting:
+                report("transcribing")
+                yield from clock.waiting("recognition")
+            report("naming speakers")
+            speech = recognition.result()
+            warnings = [*audio.warnings, *_unheard_warnings(speech.unheard)]
+            words, turns = speech.words, tuple[Turn, ...]()
+            if request.diarize:
+                hints = request.hints
+                found = diarization.turns(hints.num_speakers, hints.min_speakers, hints.max_speakers)
+                attribution = attribute(words, found.exclusive_turns)
+                words, turns = attribution.words, found.turns
+                warnings += attribution.warnings()
+            return build(
+                words,
+                duration=duration,
+                language=speech.language or None,
+                turns=turns,
+                segments=speech.segments,
+                models=self.models if request.diarize else {**self.models, "diarization": None},
+                timings=clock.timings(diarization.seconds),
+                warnings=warnings,
+            )
+        finally:
+            recognition.cancel()
+
+
+def transcribe(source: AudioSource | NDArray[Any], **options: Any) -> Transcript:
+    """Transcribe one recording with a pipeline made for it; options of `Pipeline` and of calling it are both taken.
+
+    >>> transcribe("meeting.mp3", asr_model="small", num_speakers=2)  # doctest: +SKIP
+    """
+    making = {name: options.pop(name) for name in list(options) if name in _MAKING_OPTIONS}
+    return Pipeline(**making)(source, **options)
+
+
+_MAKING_OPTIONS = frozenset(
+    {
+        "asr_model", "diarization_model", "assistant_model", "device", "dtype", "clustering", "batch_size", "threads",
+        "offline", "token", "cache_dir",
+    }
+)  # fmt: skip
+
+
+def _open(source: AudioSource | NDArray[Any], sample_rate: int | None, limits: DecodeLimits | None) -> AudioStream:
+    if isinstance(source, np.ndarray):
+        return waveform_stream(source, sample_rate or SAMPLE_RATE, _BLOCK_S)
+    if sample_rate is not None:
+        raise OptionError("sample_rate", "belongs to a waveform; files and bytes know their own")
+    return open_audio(source, limits=limits or DecodeLimits(), block_s=_BLOCK_S)
+
+
+def _feed(
+    recognition: RecognitionStream, diarization: Any, kept: NDArray[np.float32], offset: float, *, final: bool
+) -> tuple[NDArray[np.float32], float]:
+    """Queue the windows of what the speech track has settled; give back the sound that is left and when it begins."""
+    settled = len(kept) if final else max(0, round((diarization.settled - offset) * SAMPLE_RATE))
+    left_from = recognition.push(diarization.speech(offset), kept[:settled], offset, final=final)
+    taken = round((left_from - offset) * SAMPLE_RATE)
+    return kept[taken:], offset + taken / SAMPLE_RATE
+
+
+def _unheard_warnings(unheard: tuple[Segment, ...]) -> list[str]:
+    return [f"speech from {part.start:.1f} s to {part.end:.1f} s gave no text" for part in unheard]
+
+
+def _describe(model: models.LocalModel, compute: Compute) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "sha256": model.sha256,
+        "dtype": compute.name.split()[-1],
+        "device": str(compute.device),
+    }
+
+
+class _Clock:
+    """Seconds spent in each stage of one session."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self._spent: dict[str, float] = {}
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[stage] = self._spent.get(stage, 0.0) + time.perf_counter() - begun
+
+    def over(self, stage: str, blocks: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """The blocks, counting the time that each takes to come."""
+        while True:
+            with self._timed(stage):
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
+
+    def waiting(self, stage: str) -> Generator[None, None, None]:
+        """Yield once, counting the time until the session is resumed."""
+        with self._timed(stage):
+            yield
+
+    def timings(self, others: Mapping[str, float]) -> dict[str, float]:
+        """All stages, those timed elsewhere included, and the total."""
+        return {**self._spent, **others, "total": time.perf_counter() - self._begun}
