@@ -3,15 +3,16 @@
 import random
 import time
 from dataclasses import fields
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diarist.attribution import MIN_WORD_S, UNKNOWN_SPEAKER, AttributionOptions, attribute
-from diarist.timeline import Segment, Turn, Word, union
+from diarist.timeline import Segment, Turn, Word, ends_sentence, union
 
-PLAIN = AttributionOptions(edge_s=0.0)  # the coverage rule alone
+PLAIN = AttributionOptions(edge_s=0.0, spill_s=0.0)  # the coverage rule alone
 
 
 def turn(start, end, speaker):
@@ -145,6 +146,42 @@ def test_a_real_change_of_speakers_inside_a_sentence_stays_where_most_of_the_wor
     assert speakers(words, turns) == ["A", "A", "B", "B"]
 
 
+def test_a_turn_that_begins_early_does_not_take_the_end_of_a_sentence():
+    words = [*said("We came home and made her visitor catch breath.", 0.0), *said("The parliament met today.", 2.7)]
+    turns = [(0, 2.05, "A"), (2.05, 5, "B")]  # 0.65 s early, as where people speak at once
+    assert speakers(words, turns) == ["A"] * 9 + ["B"] * 4
+    assert speakers(words, turns, AttributionOptions(spill_s=0.5)) == ["A"] * 7 + ["B"] * 6
+
+
+def test_a_turn_that_ends_late_does_not_take_the_beginning_of_a_sentence():
+    words = [*said("He feared for his safety.", 0.0), *said("Sorry, we have no room for any more guests.", 1.5)]
+    assert speakers(words, [(0, 2.1, "A"), (2.1, 6, "B")]) == ["A"] * 5 + ["B"] * 9
+
+
+def test_a_turn_of_its_own_inside_a_sentence_is_no_spill():
+    words = [*said("so we went home yes", 0.0), *said("And then we slept.", 1.5)]
+    assert speakers(words, [(0, 1.2, "A"), (1.2, 1.5, "B"), (1.5, 9, "A")]) == ["A"] * 4 + ["B"] + ["A"] * 4
+    words = [*said("so we went yes and then we slept.", 0.0)]
+    assert speakers(words, [(0, 0.9, "A"), (0.9, 1.2, "B"), (1.2, 9, "A")])[3] == "B"
+
+
+@pytest.mark.parametrize(
+    ("words", "turns"),
+    [
+        # a pause before the change
+        ([*said("is that how it is done", 0.0), *said("yes.", 2.1), *said("It is.", 2.4)], [(0, 2, "A"), (2, 9, "B")]),
+        # too long
+        ([*said("one two three four five six seven eight.", 0.0), *said("So.", 2.4)], [(0, 1.2, "A"), (1.2, 9, "B")]),
+        # most of the sentence
+        ([*said("one two three.", 0.0), *said("So.", 0.9)], [(0, 0.3, "A"), (0.3, 9, "B")]),
+        # no sentence ends here, as far as anybody can tell
+        ([*said("one two three four yes", 0.0), *said("so it is", 2.4)], [(0, 1.2, "A"), (1.2, 9, "B")]),
+    ],
+)
+def test_what_is_no_spill(words, turns):
+    assert speakers(words, turns) == speakers(words, turns, PLAIN)
+
+
 def test_a_pause_ends_a_sentence_without_punctuation():
     words = [word(0.0, 0.5, "ja"), word(2.0, 2.12, "gut")]
     assert speakers(words, [(0, 1, "A"), (1, 2.05, "A"), (2.05, 3, "B")]) == ["A", "B"]
@@ -269,7 +306,7 @@ def test_every_word_once_in_order_with_a_known_speaker(words, turns):
 @settings(max_examples=300, deadline=None)
 @given(some_words(), some_turns)
 def test_a_sentence_moves_only_words_that_an_edge_cuts_or_nobody_covers(words, turns):
-    options = AttributionOptions()
+    options = AttributionOptions(spill_s=0.0)
     moved, plain = attribute(words, turns, options), attribute(words, turns, PLAIN)
     turns = [t for t in turns if t.segment]
     for index, (before, a, b) in enumerate(zip(words, moved.words, plain.words, strict=True)):
@@ -277,6 +314,21 @@ def test_a_sentence_moves_only_words_that_an_edge_cuts_or_nobody_covers(words, t
             lead = covered(before, turns, b.speaker) - covered(before, turns, a.speaker)
             assert covered(before, turns, a.speaker) > 0
             assert lead <= 2 * options.edge_s + 1e-6
+
+
+@settings(max_examples=300, deadline=None)
+@given(some_words(), some_turns)
+def test_a_spill_is_short_and_at_an_end_of_a_sentence(words, turns):
+    options = AttributionOptions()
+    moved, plain = (
+        attribute(words, turns, options).words,
+        attribute(words, turns, AttributionOptions(spill_s=0.0)).words,
+    )
+    changed = [index for index, (a, b) in enumerate(zip(moved, plain, strict=True)) if a.speaker != b.speaker]
+    runs = [list(run) for _, run in groupby(changed, key=lambda index: index - changed.index(index))]
+    for run in runs:
+        assert words[run[-1]].end - words[run[0]].start < 2 * options.spill_s  # of two sentences, where they meet
+        assert any(ends_sentence(words[i].text) for i in {run[0] - 1, *run} - {-1})
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,10 +8,14 @@ The rules, in order:
    one end of a sentence goes with its neighbours if they contest it. So an edge that misses the end of a sentence by
    80 ms does not hand its last word to the next speaker. A word that is a sentence of its own ("Yes.") is never moved,
    nor one at a change of speakers within a sentence.
-3. A word that nobody's turn covers is *guessed*: it goes to the nearest turn within `max_distance_s` (between two that
+3. Where people speak almost at once the edge between their turns misses the end of a sentence by more than that. The
+   first or last words of a sentence, shorter than `spill_s`, whose speaker also has the neighbouring sentence, go with
+   the rest of their sentence, unless a pause of `change_pause_s` speaks for a change there. Words between two of another
+   speaker (a turn of their own) are left alone.
+4. A word that nobody's turn covers is *guessed*: it goes to the nearest turn within `max_distance_s` (between two that
    are about equally near its sentence decides, as above), else to the speaker of the word before it. A first word goes
    to the nearest turn at any distance.
-4. With no turns at all every word is guessed to be `UNKNOWN_SPEAKER`'s.
+5. With no turns at all every word is guessed to be `UNKNOWN_SPEAKER`'s.
 
 >>> from diarist.timeline import Segment
 >>> turns = [Turn(Segment(0.0, 5.0), "A"), Turn(Segment(5.0, 9.0), "B")]
@@ -21,6 +25,7 @@ The rules, in order:
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -45,6 +50,13 @@ class AttributionOptions:
     max_distance_s: float = 1.0
     """Farthest turn that may claim a word which no turn covers, in seconds: beyond it the nearness of a turn says less
     than the fact that most words have the speaker of the word before."""
+    spill_s: float = 1.0
+    """Longest stretch at an end of a sentence that is taken for a spill from the next, in seconds; 0 for none. On three
+    conversations of two to five people, Whisper base with the turns of pyannote 3.1, the words with a wrong speaker or
+    text (cpWER) fell from 7.0, 11.2 and 11.1 % to 4.8, 9.0 and 11.0 %; half a second gained a quarter of that, and two
+    seconds lost some again."""
+    change_pause_s: float = 0.2
+    """Pause between words, in seconds, at which a change of speakers in mid-sentence is believed."""
     sentence_pause_s: float = 0.8
     """A pause of this many seconds ends a sentence even without punctuation, which some languages and models lack."""
 
@@ -165,6 +177,34 @@ def _settle(sentence: range, contested: Mapping[int, Collection[str]], speakers:
         position = stop
 
 
+def _mend_spill(
+    words: Sequence[Word], outer: int, inner: range, speakers: list[str], options: AttributionOptions
+) -> None:
+    """Give the words at one end of a sentence back to its speaker if they are a spill, in place.
+
+    Args:
+        words: All of them.
+        outer: Position of the neighbouring sentence's nearest word.
+        inner: Positions of the sentence's words, beginning at the end that is looked at.
+        speakers: Of all words.
+        options: What counts as a spill.
+    """
+    spilled = 1
+    while spilled < len(inner) and speakers[inner[spilled]] == speakers[inner[0]]:
+        spilled += 1
+    if spilled == len(inner) or speakers[outer] != speakers[inner[0]]:
+        return
+    near, edge, rest = inner[0], inner[spilled - 1], inner[spilled]
+    first, last, far = words[min(near, edge)], words[max(near, edge)], words[inner[-1]]
+    seconds = last.end - first.start
+    sentence_s = max(far.end, last.end) - min(far.start, first.start)
+    pause = words[max(edge, rest)].start - words[min(edge, rest)].end
+    punctuated = ends_sentence(words[min(outer, near)].text)  # a pause alone is no proof of a new sentence
+    if punctuated and pause < options.change_pause_s and seconds < min(options.spill_s, sentence_s / 2):
+        for position in inner[:spilled]:
+            speakers[position] = speakers[rest]
+
+
 def _with_speaker(word: Word, speaker: str) -> Word:
     # dataclasses.replace would take half of the time of a large attribution
     return Word(word.text, word.start, word.end, word.probability, speaker, word.joined)
@@ -203,8 +243,12 @@ def attribute(words: Sequence[Word], turns: Iterable[Turn], options: Attribution
                 contested[index] = rivals
         if best < -options.max_distance_s:
             far.add(index)
-    for sentence in _sentences(words, options.sentence_pause_s):
+    sentences = list(_sentences(words, options.sentence_pause_s))
+    for sentence in sentences:
         _settle(sentence, contested, speakers)
+    for before, after in pairwise(sentences):
+        _mend_spill(words, after[0], before[::-1], speakers, options)
+        _mend_spill(words, before[-1], after, speakers, options)
     for index in sorted(far - {0}):
         speakers[index] = speakers[index - 1]
     attributed = tuple(_with_speaker(word, speaker) for word, speaker in zip(words, speakers, strict=True))

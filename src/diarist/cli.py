@@ -6,6 +6,7 @@ traceback, which `--debug` adds. Files are written aside and renamed, so an inte
 """
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -225,7 +226,7 @@ def _root(
 @app.command()
 def transcribe(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="Recordings, folders of them, or - for standard input.")
+        list[str], typer.Argument(metavar="FILE", help="Recordings, folders of them, or - for standard input.")
     ],
     *,
     model: Annotated[
@@ -346,7 +347,7 @@ def _formats(given: Sequence[str] | None, *, diarize: bool) -> tuple[str, ...]:
     names = [name.strip().lower() for text in given or DEFAULT_FORMATS for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in (*FORMATS, "all")]
     if unknown or not names:
-        raise OptionError("--format", f"{', '.join(unknown) or 'nothing'!r} is not one of {', '.join(FORMATS)}, all")
+        raise OptionError("--format", f"{', '.join(unknown) or 'nothing'} is not one of {', '.join(FORMATS)}, all")
     if "rttm" in names and not diarize:
         raise OptionError("--format", "rttm holds speakers only, and they are not told apart here")
     if "all" in names:
@@ -466,12 +467,14 @@ def models_list(*, debug: Debug = False) -> None:
             here = "yes" if model.cached else "-"
             rows.append((model.name, model.kind, size, here, model.licence, "; ".join(model.sources)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for row in rows:
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            typer.echo(text[:columns])  # on a terminal a row stays a row
         sys.stdout.flush()
 
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Models, or pipelines of them.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Models, or pipelines of them.")]
 
 
 @models_app.command("pull")

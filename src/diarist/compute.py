@@ -5,9 +5,9 @@ layout that the device's library wants and fuses what follows the product (GELU,
 """
 
 import os
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from diarist.errors import ComputeError, OptionError
 
-DeviceName = Literal["auto", "cpu", "cuda"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 _SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-Linear = Callable[..., Tensor]
-"""`linear(x, gelu=False, residual=None)`: x [..., in] to [..., out], then GELU or an added residual."""
+
+class Linear(Protocol):
+    """A prepared product: x [..., in] to [..., out], then GELU, or a residual [..., out] added."""
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +149,11 @@ class _Int8Linear:
         weight = weight.detach().float().cpu()
         scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)
         quantised = torch.clamp(torch.round(weight / scale[:, None]), -127, 127).to(torch.int8)
-        as_quantised = torch._make_per_channel_quantized_tensor(  # noqa: SLF001
-            quantised, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
-        )
+        with warnings.catch_warnings():  # deprecated, yet the packed product has no other way in
+            warnings.simplefilter("ignore", UserWarning)
+            as_quantised = torch._make_per_channel_quantized_tensor(  # noqa: SLF001
+                quantised, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
+            )
         self.packed = torch.ops.quantized.linear_prepack(as_quantised, None if bias is None else bias.float().cpu())
         self._product = torch.ops.quantized.linear_dynamic
 

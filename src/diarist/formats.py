@@ -15,13 +15,13 @@ escape (WebVTT, JSON) and replaced by a look-alike where it has none (SubRip, ST
 """
 
 import html
+import math
 import os
 import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -39,6 +39,7 @@ MIN_CUE_S = 0.7
 
 _NOT_IN_A_LINE = re.compile("[\x00-\x20\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]+")
 _CLAUSE_ENDS = (",", ";", ":", "-", "–", "—", "،", "、", "，", "；", "：")
+_CLAUSE_PAUSE_S = 0.3
 _NO_SPEAKER = "UNKNOWN"
 
 Writer = Callable[[Transcript, str], str]
@@ -113,11 +114,13 @@ _STM_MARKS = str.maketrans(
 
 
 def _stm(transcript: Transcript, name: str) -> str:
-    return "".join(
-        f"{_field(name)} 1 {_field(utterance.speaker or _NO_SPEAKER)} {utterance.start:.3f} {utterance.end:.3f} "
-        f"{one_line(utterance.text).translate(_STM_MARKS)}\n"
-        for utterance in transcript.utterances
-    )
+    rows: list[str] = []
+    for utterance in transcript.utterances:
+        text = one_line(utterance.text).translate(_STM_MARKS)
+        times = f"{utterance.start:.3f} {utterance.end:.3f}"
+        if text:
+            rows.append(f"{_field(name)} 1 {_field(utterance.speaker or _NO_SPEAKER)} {times} {text}\n")
+    return "".join(rows)
 
 
 # --- subtitles ------------------------------------------------------------------------------------------------------
@@ -206,41 +209,42 @@ def _lines(pieces: Sequence[_Piece], label: str) -> list[str]:
     return min(halves, key=lambda lines: max(map(_columns, lines)))
 
 
-def _fits(pieces: Sequence[_Piece], label: str) -> bool:
-    """Whether a cue may hold the pieces: in time, and filling one line after the other."""
-    if pieces[-1].end - pieces[0].start > MAX_CUE_S:
-        return False
+def _reach(pieces: Sequence[_Piece], first: int, label: str) -> int:
+    """Where a cue that begins at `first` must end at the latest: in time, and filling one line after the other."""
     lines, used = 1, _columns(label)
-    for index, piece in enumerate(pieces):
-        columns = _columns(piece.text)
-        used += columns + (piece.spaced and index > 0)
+    for stop in range(first, len(pieces)):
+        columns = _columns(pieces[stop].text)
+        used += columns + (pieces[stop].spaced and stop > first)
         if used > LINE_COLUMNS:
             lines, used = lines + 1, columns
-            if index == 0 or lines > CUE_LINES or used > LINE_COLUMNS:
-                return False
-    return True
+        too_wide = lines > (CUE_LINES if stop > first else 1)
+        if too_wide or pieces[stop].end - pieces[first].start > MAX_CUE_S:
+            return max(stop, first + 1)  # what fits nowhere stands alone
+    return len(pieces)
+
+
+def _break_cost(pieces: Sequence[_Piece], stop: int) -> float:
+    """How much a cue that ends before position `stop` disturbs a reader; one cue more costs 1."""
+    text = pieces[stop - 1].text
+    if stop == len(pieces) or ends_sentence(text):
+        return 0.0
+    paused = pieces[stop].start - pieces[stop - 1].end >= _CLAUSE_PAUSE_S
+    return 0.3 if paused or text.endswith(_CLAUSE_ENDS) else 0.6
 
 
 def _cue_stops(pieces: Sequence[_Piece], label: str) -> Iterator[int]:
-    """Positions after which a cue ends: as many pieces as fit, ended at a sentence, a clause or a pause if one is near."""
-    first = 0
-    while first < len(pieces):
-        most = first + 1
-        while most < len(pieces) and _fits(pieces[first : most + 1], label):
-            most += 1
-        if most < len(pieces):
-            most = max(range(first + 1 + (most - first) // 3, most + 1), key=partial(_break_quality, pieces))
-        yield most
-        first = most
-
-
-def _break_quality(pieces: Sequence[_Piece], stop: int) -> tuple[int, int]:
-    """How well a cue ends before position `stop`; of equal places the last one is best."""
-    text = pieces[stop - 1].text
-    if ends_sentence(text):
-        return 2, stop
-    pause = pieces[stop].start - pieces[stop - 1].end if stop < len(pieces) else 0.0
-    return int(text.endswith(_CLAUSE_ENDS) or pause >= 0.3), stop
+    """Positions before which cues end: as few as can be, and those at ends of sentences and clauses and at pauses."""
+    costs = [math.inf] * len(pieces) + [0.0]  # of everything from a position on
+    stops = [0] * len(pieces)
+    for first in reversed(range(len(pieces))):
+        for stop in range(first + 1, _reach(pieces, first, label) + 1):
+            cost = 1.0 + _break_cost(pieces, stop) + costs[stop]
+            if cost <= costs[first]:  # of equals the later stop: full cues first
+                costs[first], stops[first] = cost, stop
+    position = 0
+    while position < len(pieces):
+        position = stops[position]
+        yield position
 
 
 def cues(transcript: Transcript, *, labels: bool = False) -> list[Cue]:
@@ -259,7 +263,7 @@ def cues(transcript: Transcript, *, labels: bool = False) -> list[Cue]:
             lines = _lines(pieces[first:stop], label)
             found.append(Cue(pieces[first].start, pieces[stop - 1].end, utterance.speaker, tuple(lines)))
             first = stop
-    ends = [*(cue.start for cue in found[1:]), max(transcript.duration, found[-1].end if found else 0.0)]
+    ends = [*(cue.start for cue in found), transcript.duration][1:]
     return [
         # a cue must end after it starts, even where words have no length
         Cue(cue.start, max(cue.end, min(cue.start + MIN_CUE_S, limit), cue.start + 0.001), cue.speaker, cue.lines)
@@ -267,13 +271,22 @@ def cues(transcript: Transcript, *, labels: bool = False) -> list[Cue]:
     ]
 
 
-_SRT_MARKS = str.maketrans({"<": "‹", ">": "›", "\\": "＼"})  # tags, arrows and override codes; SubRip has no escape
+_SRT_MARKS = str.maketrans({"<": "‹", ">": "›", "{": "(", "}": ")", "\\": "＼"})
+"""Look-alikes of what begins a tag, an arrow or an override code: SubRip has no escape, and players differ in these."""
+
+
+_SRT_TIME = re.compile(r"(?<=\d):(?=\d{1,2}:\d{1,2}[.,]\d)")
+
+
+def _srt_text(text: str) -> str:
+    """Text for a cue: some readers take any line with two times in it for the head of the next cue."""
+    return _SRT_TIME.sub("∶", text.translate(_SRT_MARKS))
 
 
 def _srt(transcript: Transcript, _name: str) -> str:
     blocks: list[str] = []
     for number, cue in enumerate(cues(transcript, labels=len(transcript.speakers) > 1), start=1):
-        text = "\n".join(cue.lines).translate(_SRT_MARKS)
+        text = _srt_text("\n".join(cue.lines))
         blocks.append(f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{text}\n")
     return "\n".join(blocks)
 

@@ -4,11 +4,10 @@ The recording flows through in blocks, so memory does not grow with its length: 
 that its speech fills are queued for recognition, and of its sound only what no window has taken yet is kept.
 """
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +59,25 @@ class SpeakerHints:
     max_speakers: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for hint in fields(self):
+            value = getattr(self, hint.name)
             if value is not None and not 1 <= value <= MAX_SPEAKERS:
-                raise OptionError(field.name, f"{value} is not between 1 and {MAX_SPEAKERS}")
+                raise OptionError(hint.name, f"{value} is not between 1 and {MAX_SPEAKERS}")
         least, most = self.min_speakers or 1, self.max_speakers or MAX_SPEAKERS
         if least > most:
             raise OptionError("min_speakers", f"{least} is more than max_speakers, {most}")
         if self.num_speakers is not None and not least <= self.num_speakers <= most:
-            raise OptionError("num_speakers", f"{self.num_speakers} is outside min_speakers {least} to max_speakers {most}")
+            raise OptionError(
+                "num_speakers", f"{self.num_speakers} is outside min_speakers {least} to max_speakers {most}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is asked of the pipeline for one recording."""
 
-    decoding: DecodingOptions = DecodingOptions()
-    hints: SpeakerHints = SpeakerHints()
+    decoding: DecodingOptions = field(default_factory=DecodingOptions)
+    hints: SpeakerHints = field(default_factory=SpeakerHints)
     diarize: bool = True
 
 

@@ -14,6 +14,7 @@ True
 import json
 import math
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -331,10 +332,10 @@ def _unicode(text: str) -> str:
 def settle(words: Iterable[Word], duration: float) -> list[Word]:
     """Words with times that are in order, inside the recording and in whole milliseconds.
 
-    A recognizer's times may be slightly off: a word that starts before the one before it starts with it, one that
-    lasts into the next ends there, one past the end of the recording is moved to its end. A start that is not a number
-    becomes the end of the word before, an end that is not one becomes the start. No word is lost; blank ones, which
-    hold no text, are left out. Settled words stay as they are.
+    A recognizer's times may be off. As many words as can be keep their start, in order; the others, and those whose
+    start is not a number, share the time between their neighbours. A word that lasts into the next ends where that
+    starts; one past the end of the recording is moved to its end. No word is lost; blank ones, which hold no text, are
+    left out. Settled words stay as they are.
 
     Args:
         words: In the order of the text.
@@ -342,18 +343,51 @@ def settle(words: Iterable[Word], duration: float) -> list[Word]:
     """
     duration = _milliseconds(duration, 0.0, math.inf)
     spoken = [replace(word, text=text) for word in words if (text := _unicode(word.text).strip())]
-    starts: list[float] = []
-    ends: list[float] = []
-    for word in spoken:
-        low = starts[-1] if starts else 0.0
-        start = word.start if math.isfinite(word.start) else (ends[-1] if ends else 0.0)
-        starts.append(_milliseconds(start, low, duration))
-        ends.append(_milliseconds(word.end, starts[-1], duration))
-    limits = [*starts[1:], duration]
-    return [
-        replace(word, start=start, end=min(end, limit), probability=min(max(_finite(word.probability), 0.0), 1.0))
-        for word, start, end, limit in zip(spoken, starts, ends, limits, strict=True)
-    ]
+    kept = _longest_in_order([min(max(word.start, 0.0), duration) for word in spoken])
+    settled: list[Word] = []
+    reached = 0.0
+    for before, here in pairwise([-1, *kept, len(spoken)]):
+        start = _milliseconds(spoken[here].start, 0.0, duration) if here < len(spoken) else duration
+        if before >= 0:
+            reached = _milliseconds(spoken[before].end, settled[-1].start, start)
+            settled[-1] = replace(settled[-1], end=reached)
+        share = (start - reached) / max(1, here - before - 1)
+        for place, word in enumerate(spoken[before + 1 : here]):
+            times = (_milliseconds(reached + share * step, reached, start) for step in (place, place + 1))
+            settled.append(_timed(word, *times))
+        if here < len(spoken):
+            settled.append(_timed(spoken[here], start, start))
+    return settled
+
+
+def _timed(word: Word, start: float, end: float) -> Word:
+    probability = min(max(_finite(word.probability), 0.0), 1.0)
+    return replace(word, start=start, end=end, probability=probability)
+
+
+def _longest_in_order(values: Sequence[float]) -> list[int]:
+    """Positions of the longest run of values, not necessarily next to each other, that never goes down; O(n log n).
+
+    The usual patience algorithm: of all runs of a length the one with the lowest last value is kept. NaN is in none.
+
+    >>> _longest_in_order([0.0, 1.0, 9.0, 9.5, 2.0, 3.0, 4.0])
+    [0, 1, 4, 5, 6]
+    """
+    lowest: list[float] = []  # last value of the best run of each length
+    holder: list[int] = []  # its position
+    previous: list[int] = []  # for each value, the position before it in its run
+    for position, value in enumerate(values):
+        length = bisect_right(lowest, value)
+        previous.append(holder[length - 1] if length else -1)
+        if not math.isnan(value):
+            lowest[length : length + 1] = [value]
+            holder[length : length + 1] = [position]
+    run = []
+    position = holder[-1] if holder else -1
+    while position >= 0:
+        run.append(position)
+        position = previous[position]
+    return run[::-1]
 
 
 def _settled_turns(turns: Iterable[Turn], duration: float) -> list[Turn]:

@@ -97,7 +97,10 @@ def oracle_tokens(
         use_cache=True,
     )
     out = model.generate(
-        oracle_features(waveform, checkpoint.dims.n_mels), language="en", task="transcribe", return_timestamps=timestamps
+        oracle_features(waveform, checkpoint.dims.n_mels),
+        language="en",
+        task="transcribe",
+        return_timestamps=timestamps,
     )
     prompt = {50258, 50259, 50359, 50363}
     tokens = out[0].tolist()

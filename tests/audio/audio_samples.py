@@ -20,7 +20,7 @@ LOSSY = {
     "ogg": ("ogg", "vorbis", 44_100, 2, {"strict": "-2"}),
     "webm": ("webm", "libopus", 48_000, 2, {}),
     "mka": ("matroska", "ac3", 48_000, 6, {}),
-    "amr": ("amr", "libopencore_amrnb", 8_000, 1, {}),
+    "amr": ("amr", "libopencore_amrnb", 8_000, 1, {"b": "12200"}),
     "wma": ("asf", "wmav2", 44_100, 1, {"b": "128k"}),
     "mp2": ("mp2", "mp2", 48_000, 1, {}),
     "wav-adpcm": ("wav", "adpcm_ms", 22_050, 1, {}),
@@ -44,15 +44,18 @@ LOSSLESS = {
 
 
 def sound(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
-    """Something like speech: a gliding voice in syllables, below 3 kHz. Shape (channels, samples), in [-0.5, 0.5]."""
+    """Something like speech: a gliding voice in syllables, below 2 kHz; the same sound at any rate.
+
+    Shape (channels, samples), in [-0.5, 0.5].
+    """
     t = np.arange(round(seconds * rate)) / rate
     syllables = 0.5 - 0.5 * np.cos(2 * np.pi * 2.7 * t)
+    glide = 30 * (1 - np.cos(2 * np.pi * 0.6 * t)) / (2 * np.pi * 0.6)
     voices = []
     for channel in range(channels):
-        pitch = 2 * np.pi * np.cumsum(130 + 25 * channel + 30 * np.sin(2 * np.pi * 0.6 * t)) / rate
-        voices.append(sum(np.sin(k * pitch) / k for k in (1, 2, 3, 5, 9)) * syllables)
-    waveform = np.stack(voices)
-    return (0.5 * waveform / np.abs(waveform).max()).astype(np.float32)
+        phase = 2 * np.pi * ((130 + 15 * channel) * t + glide)
+        voices.append(sum(np.sin(k * phase) / k for k in (1, 2, 3, 5, 9)) * syllables / 4.3)
+    return np.stack(voices).astype(np.float32)
 
 
 def encode(
@@ -101,8 +104,8 @@ def _packets(stream, waveform: np.ndarray, rate: int) -> Iterable[av.Packet]:
     step = stream.frame_size or 4096
     position = 0
     for first in range(0, waveform.shape[1], step):
-        part = np.ascontiguousarray(waveform[:, first : first + step], np.float32)
-        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=LAYOUTS[len(waveform)])
+        part = np.ascontiguousarray(waveform[:, first : first + step].T, np.float32).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(part, format="flt", layout=LAYOUTS[len(waveform)])
         frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
         for ready in resampler.resample(frame):
             ready.pts, ready.time_base = position, Fraction(1, rate)
@@ -115,7 +118,8 @@ def repeated(seconds: float, rate: int, container: str, codec: str) -> bytes:
     """Hours of silence in moments: one encoded packet, written again and again."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout="mono")
+        options = {"frame_duration": "60"} if codec == "libopus" else {}
+        stream = output.add_stream(codec, rate=rate, layout="mono", options=options)
         packets = list(_packets(stream, np.zeros((1, rate), np.float32), rate))
         model = packets[len(packets) // 2]
         step = model.duration

@@ -10,12 +10,14 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from diarist.asr.alignment import attention_similarity, token_starts
+from diarist.asr.beam import beam_search
 from diarist.asr.features import FRAMES_PER_POSITION, HOP_SAMPLES, POSITION_S, LogMel, pad_windows
 from diarist.asr.network import Decoder, DecoderCache, Encoder
 from diarist.asr.options import DecodingOptions
@@ -80,6 +82,11 @@ class Job:
         return self.options.temperatures[self.attempt]
 
     @property
+    def beam_size(self) -> int:
+        """Hypotheses of this attempt: as in openai-whisper, sampling takes the place of the beam."""
+        return self.options.beam_size if self.temperature == 0 else 1
+
+    @property
     def next_position(self) -> int:
         """Where the next token goes: everything before it has been read."""
         return len(self.prompt) + len(self.tokens)
@@ -113,6 +120,7 @@ class DecodingLoop:
         self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens)
         self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, compute)
+        self._beam_cache: DecoderCache | None = None
         self._generator = torch.Generator(compute.device).manual_seed(_SEED)
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []  # job i owns cache row i
@@ -136,6 +144,8 @@ class DecodingLoop:
     def step(self) -> None:
         """Admit what fits, write one token in every row, deliver what is finished."""
         self._drop_cancelled()
+        if self._waiting and self._waiting[0].beam_size > 1:
+            self._search(self._waiting.popleft())
         self._admit()
         if self._active:
             self._write_tokens()
@@ -151,24 +161,52 @@ class DecodingLoop:
     def _admit(self) -> None:
         """Encode waiting windows while a whole encoder batch, or all that wait, fit."""
         while self._waiting:
-            count = min(len(self._waiting), self.encode_batch)
-            if self.rows - len(self._active) < count:
+            first = list(islice(self._waiting, self.encode_batch))
+            count = sum(1 for _ in takewhile(lambda job: job.beam_size == 1, first))
+            if not count or self.rows - len(self._active) < count:
                 return
             self._start([self._waiting.popleft() for _ in range(count)])
 
     def _start(self, jobs: Sequence[Job]) -> None:
         """Give windows their rows: encode them, find their language, read their prompts up to the last token."""
         first = len(self._active)
-        states = self._encoder(self._features(pad_windows([job.waveform for job in jobs], self.compute.device)))
-        self._decoder.fill_cross_attention(states, self._cache, first)
         self._active += jobs
         self._rules = RuleState.join([self._rules, self._fresh_rules(jobs)])
-        self._find_languages(jobs, first)
+        self._encode(jobs, self._cache, first)
+
+    def _encode(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> None:
+        states = self._encoder(self._features(pad_windows([job.waveform for job in jobs], self.compute.device)))
+        self._decoder.fill_cross_attention(states, cache, first)
+        self._find_languages(jobs, cache, first)
         for job in jobs:
             job.prompt = self._prompt(job)
-        lengths = [len(job.prompt) for job in jobs]
-        for start, stop in _equal_runs(lengths):
-            self._read_prompts(jobs[start:stop], slice(first + start, first + stop))
+        for start, stop in _equal_runs([len(job.prompt) for job in jobs]):
+            self._read_prompts(jobs[start:stop], cache, slice(first + start, first + stop))
+
+    def _search(self, job: Job) -> None:
+        """Decode one window by beam search, in a cache of its own."""
+        if self._beam_cache is None or self._beam_cache.rows < job.beam_size:
+            heads = len(self._decoder.alignment_heads)
+            self._beam_cache = DecoderCache(self.dims, job.beam_size, heads, self.compute)
+        self._encode([job], self._beam_cache, 0)
+        best = beam_search(
+            self._decoder,
+            self._logits,
+            self.vocabulary,
+            self._beam_cache,
+            job.prompt,
+            self._fresh_rules([job]),
+            beam_size=job.beam_size,
+            max_tokens=self._room(job),
+            blank=self._blank,
+        )
+        job.tokens, job.logprobs = list(best.tokens), list(best.logprobs)
+        result = self._judge(job, self._beam_cache, 0)
+        if result is None:
+            self._restart(job)
+            self._waiting.appendleft(job)
+        else:
+            job.deliver(result)
 
     def _fresh_rules(self, jobs: Sequence[Job]) -> RuleState:
         return RuleState.start(torch.tensor([job.options.timestamps for job in jobs], device=self.compute.device))
@@ -181,31 +219,31 @@ class DecodingLoop:
             job.spoken.code, job.options.task, timestamps=job.options.timestamps, previous=previous[-room:]
         )
 
-    def _find_languages(self, jobs: Sequence[Job], first: int) -> None:
+    def _find_languages(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> None:
         """Settle the language of recordings that do not have one yet, by the mean over their windows among `jobs`."""
         undecided = {id(job.spoken): job.spoken for job in jobs if not job.spoken.code}
         if not undecided:
             return
-        probabilities = self._language_probabilities(slice(first, first + len(jobs)))
+        probabilities = self._language_probabilities(cache, slice(first, first + len(jobs)))
         for key, spoken in undecided.items():
             windows = [row for row, job in enumerate(jobs) if id(job.spoken) == key]
             mean = probabilities[windows].mean(dim=0)
             best = int(mean.argmax())
             spoken.code, spoken.probability = list(self.vocabulary.languages)[best], float(mean[best])
 
-    def _language_probabilities(self, rows: slice) -> Tensor:
+    def _language_probabilities(self, cache: DecoderCache, rows: slice) -> Tensor:
         """Of each row's window: float32, shape (n, languages), in the order of `Vocabulary.languages`."""
         n = rows.stop - rows.start
         tokens = torch.full((n, 1), self.vocabulary.start, device=self.compute.device)
-        hidden = self._decoder(tokens, torch.zeros_like(tokens[:, 0]), self._cache, rows)
+        hidden = self._decoder(tokens, torch.zeros_like(tokens[:, 0]), cache, rows)
         numbers = list(self.vocabulary.languages.values())
         return (hidden[:, 0].float() @ self._decoder.embedding[numbers].float().T).softmax(dim=1)
 
-    def _read_prompts(self, jobs: Sequence[Job], rows: slice) -> None:
+    def _read_prompts(self, jobs: Sequence[Job], cache: DecoderCache, rows: slice) -> None:
         """Read all but the last token of equally long prompts; the last one is the first that `step` reads."""
         prompts = torch.tensor([job.prompt for job in jobs], device=self.compute.device)
         read = max(prompts.shape[1] - 1, 1)  # an English-only prompt is one token, which is read twice
-        hidden = self._decoder(prompts[:, :read], torch.zeros_like(prompts[:, 0]), self._cache, rows)
+        hidden = self._decoder(prompts[:, :read], torch.zeros_like(prompts[:, 0]), cache, rows)
         starts = [job.prompt.index(self.vocabulary.start) for job in jobs]
         at_start = hidden[torch.arange(len(jobs)), torch.tensor(starts)]
         probabilities = F.linear(at_start, self._decoder.embedding).float().softmax(dim=1)[:, self.vocabulary.no_speech]
@@ -235,21 +273,28 @@ class DecodingLoop:
         """Deliver or restart the rows that have written their last token."""
         for row in reversed(range(len(self._active))):
             job = self._active[row]
-            complete = job.tokens[-1] == self.vocabulary.end
-            if not complete and len(job.tokens) < job.options.max_tokens:
+            if job.tokens[-1] != self.vocabulary.end and len(job.tokens) < self._room(job):
                 continue
-            result = self._judge(job, row, complete=complete)
+            result = self._judge(job, self._cache, row)
             if result is None:
-                job.attempt += 1
-                job.tokens, job.logprobs = [], []
+                self._restart(job)
                 self._rules = self._rules.replace(row, self._fresh_rules([job]))
             else:
                 self._release(row)
                 job.deliver(result)
 
-    def _judge(self, job: Job, row: int, *, complete: bool) -> Decoded | None:
+    def _room(self, job: Job) -> int:
+        """Tokens that may be written after the prompt."""
+        return min(job.options.max_tokens, self.dims.n_text_ctx - len(job.prompt))
+
+    def _restart(self, job: Job) -> None:
+        job.attempt += 1
+        job.tokens, job.logprobs = [], []
+
+    def _judge(self, job: Job, cache: DecoderCache, row: int) -> Decoded | None:
         """The result of a row, or None if it should be decoded again at the next temperature."""
         options = job.options
+        complete = job.tokens[-1] == self.vocabulary.end
         tokens = job.tokens[:-1] if complete else job.tokens
         avg_logprob = sum(job.logprobs) / len(job.logprobs)
         ratio = compression_ratio(self.vocabulary.decode(tokens))
@@ -263,7 +308,7 @@ class DecodingLoop:
         return Decoded(
             tokens=tuple(tokens),
             logprobs=tuple(job.logprobs[: len(tokens)]),
-            starts=self._token_starts(job, row, len(tokens)) if options.word_timestamps and tokens else (),
+            starts=self._token_starts(job, cache, row, len(tokens)) if options.word_timestamps and tokens else (),
             temperature=job.temperature,
             avg_logprob=avg_logprob,
             compression_ratio=ratio,
@@ -271,13 +316,13 @@ class DecodingLoop:
             complete=complete,
         )
 
-    def _token_starts(self, job: Job, row: int, tokens: int) -> tuple[float, ...]:
+    def _token_starts(self, job: Job, cache: DecoderCache, row: int, tokens: int) -> tuple[float, ...]:
         """When each of the first `tokens` tokens and the one after them begin, in seconds from the window's start."""
         first = len(job.prompt) - 1  # the query at a position is the one that wrote the token after it
-        queries = self._cache.alignment_queries[row, first : first + tokens + 1]
+        queries = cache.alignment_queries[row, first : first + tokens + 1]
         positions = max(1, -(-len(job.waveform) // (HOP_SAMPLES * FRAMES_PER_POSITION)))
         heads = self._decoder.alignment_heads
-        keys = torch.stack([self._cache.cross_keys[layer][row, head, :positions] for layer, head in heads])
+        keys = torch.stack([cache.cross_keys[layer][row, head, :positions] for layer, head in heads])
         starts = token_starts(attention_similarity(queries, keys))
         return tuple((starts * POSITION_S).tolist())
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from diarist.compute import Compute, linear
+from diarist.compute import Compute, Linear, linear
 from diarist.models import WhisperDims
 
 Tensors = Mapping[str, Tensor]
@@ -162,10 +162,10 @@ def _fused_self_projection(name: str, tensors: Tensors) -> tuple[Tensor, Tensor]
 
 class _EncoderBlock:
     def __init__(self, name: str, heads: int, tensors: Tensors, compute: Compute) -> None:
-        def product(weight: Tensor, bias: Tensor):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def product(weight: Tensor, bias: Tensor) -> Linear:
             return linear(weight, bias, compute, rows=_ENCODER_ROWS)
 
-        def named(part: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def named(part: str) -> Linear:
             return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
 
         self.heads = heads
@@ -186,10 +186,10 @@ class _EncoderBlock:
 
 class _DecoderBlock:
     def __init__(self, name: str, heads: int, tensors: Tensors, compute: Compute) -> None:
-        def product(weight: Tensor, bias: Tensor | None, rows: int = _DECODER_ROWS):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def product(weight: Tensor, bias: Tensor | None, rows: int = _DECODER_ROWS) -> Linear:
             return linear(weight, bias, compute, rows=rows)
 
-        def named(part: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def named(part: str) -> Linear:
             return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
 
         self.heads = heads

@@ -41,7 +41,9 @@ class DecodingOptions:
         if self.language is not None:
             code = language_code(self.language)
             if code is None:
-                raise OptionError("language", f"{self.language!r} is not a language that Whisper knows (try en, de, zh)")
+                raise OptionError(
+                    "language", f"{self.language!r} is not a language that Whisper knows (try en, de, zh)"
+                )
             object.__setattr__(self, "language", code)
         if self.task not in ("transcribe", "translate"):
             raise OptionError("task", f"{self.task!r} is neither 'transcribe' nor 'translate'")

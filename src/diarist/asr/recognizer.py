@@ -84,9 +84,7 @@ class RecognitionStream:
         """Seconds of the recording that they hold."""
         return sum(self._jobs.values())
 
-    def push(
-        self, speech: Sequence[Segment], waveform: NDArray[np.float32], offset: float, *, final: bool
-    ) -> float:
+    def push(self, speech: Sequence[Segment], waveform: NDArray[np.float32], offset: float, *, final: bool) -> float:
         """Queue the windows of a stretch of the recording.
 
         Args:

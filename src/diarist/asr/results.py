@@ -93,7 +93,9 @@ def words_on_recording(
             for word in token_words
         ]
     else:
-        sizes = np.cumsum([0, *(len(word.text) for word in token_words)]) / max(1, sum(len(w.text) for w in token_words))
+        sizes = np.cumsum([0, *(len(word.text) for word in token_words)]) / max(
+            1, sum(len(w.text) for w in token_words)
+        )
         edges = list(pairwise((passage.start + sizes * (passage.end - passage.start)).tolist()))
     spaced = language not in WRITTEN_WITHOUT_SPACES
     words = []

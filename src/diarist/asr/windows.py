@@ -76,9 +76,7 @@ class Window:
         """Stretches of speech on the recording as stretches of the window."""
         inside, passed = [], 0.0
         for piece in self.pieces:
-            inside += [
-                part.shifted(passed - piece.start) for segment in speech if (part := segment & piece)
-            ]
+            inside += [part.shifted(passed - piece.start) for segment in speech if (part := segment & piece)]
             passed += piece.duration
         return union(inside, max_gap=1e-6)
 
@@ -100,29 +98,25 @@ def pack(
     stretch = Segment(offset, offset + len(waveform) / SAMPLE_RATE_HZ)
     windows: list[Window] = []
     pieces: list[Segment] = []
-    filled = 0.0
     for atom in _atoms(speech, waveform, stretch, options):
-        added = atom
-        if pieces:
-            silence = atom.start - pieces[-1].end
-            if silence <= options.max_silence_s:
-                added = Segment(pieces[-1].end, atom.end)
-            else:  # shorten the silence, half of what is kept on each side
-                half = options.max_silence_s / 2
-                pieces[-1] = Segment(pieces[-1].start, pieces[-1].end + half)
-                filled += half
-                added = Segment(atom.start - half, atom.end)
-        if pieces and filled + added.duration > WINDOW_S:
+        longer = _joined(pieces, atom, options.max_silence_s)
+        if sum(piece.duration for piece in longer) > WINDOW_S:
             windows.append(Window(tuple(pieces)))
-            pieces, filled, added = [], 0.0, atom
-        if pieces and pieces[-1].end == added.start:
-            pieces[-1] |= added
-        else:
-            pieces.append(added)
-        filled += added.duration
-    if pieces:
-        windows.append(Window(tuple(pieces)))
-    return windows
+            longer = [atom]
+        pieces = longer
+    return [*windows, Window(tuple(pieces))] if pieces else windows
+
+
+def _joined(pieces: Sequence[Segment], atom: Segment, max_silence_s: float) -> list[Segment]:
+    """Pieces and what follows them, with the silence between kept, or shortened to its two edges."""
+    if not pieces:
+        return [atom]
+    *before, last = pieces
+    silence = Segment(last.end, atom.start)
+    if silence.duration <= max_silence_s:
+        return [*before, last | atom]
+    half = max_silence_s / 2
+    return [*before, Segment(last.start, last.end + half), Segment(atom.start - half, atom.end)]
 
 
 def _atoms(

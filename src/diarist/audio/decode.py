@@ -54,6 +54,7 @@ AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 _ACCEPTED = "give it a wav, flac, mp3, m4a, ogg, opus, webm, aac, amr, wma or aiff file, or an mp4, mov or mkv video"
 _MESSAGE_BYTES = 65_536  # longest JSON message that is believed
+_LONGEST_CLAIM_S = 2.0**64  # more than FFmpeg can count
 _SPOOL_CHUNK_BYTES = 1 << 20
 _LOUDEST = 2.0**32  # beyond any integer scale that floats are written in; its square still fits in float32
 _CUT_SHORT_S, _CUT_SHORT_SHARE = 1.0, 0.02  # a header's duration may be off by so much, whichever is more
@@ -70,7 +71,7 @@ class DecodeLimits:
     max_input_bytes: int | None = None
     """Longest file. None: any file, and a stream without an end as far as `max_native_bytes`."""
     address_space_bytes: int = 1 << 30
-    """Address space of the child. Real files need 0.3 GiB, libraries included."""
+    """Address space of the child. Real files need 0.15 GiB, libraries included."""
     base_deadline_s: float = 2.0
     """Processor time to start, to open the file and to find the first sound, in seconds."""
     deadline_per_second: float = 0.02
@@ -272,7 +273,7 @@ def _probe() -> tuple[tuple[str, ...], str]:
 
 def _request(limits: DecodeLimits, start_bytes: int, size_bytes: int) -> sandbox.Request:
     return sandbox.Request(
-        import_path=[entry for entry in sys.path if os.path.isabs(entry)],  # noqa: PTH117 - no Path is wanted
+        import_path=[str(entry) for entry in sys.path if os.path.isabs(entry)],  # noqa: PTH117 - no Path is wanted
         start_bytes=start_bytes,
         size_bytes=size_bytes,
         max_duration_s=limits.max_duration_s,
@@ -428,6 +429,10 @@ class _Child:
                 )
             case "deadline":
                 return AudioTimeoutError(f"decoding {shown} took too long and was stopped; convert it to wav or flac")
+            case "crashed":
+                return AudioCorruptError(
+                    f"the decoder crashed on {shown}, which is probably damaged; convert it to wav or flac"
+                )
             case "unavailable":
                 return AudioError(
                     f"the audio decoder does not start ({detail}); install it again: pip install --force-reinstall av"
@@ -508,7 +513,7 @@ class _Child:
             status = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:  # it closed the pipe and stays
             return self.error("failed")
-        return self.error("deadline" if -status in (signal.SIGPROF, signal.SIGXCPU) else "failed")
+        return self.error("deadline" if -status in (signal.SIGPROF, signal.SIGXCPU) else "crashed")
 
 
 def _read_info(child: _Child) -> tuple[AudioInfo, bool]:
@@ -519,13 +524,15 @@ def _read_info(child: _Child) -> tuple[AudioInfo, bool]:
     """
     facts = child.header()
     try:
-        duration = facts["duration"]
+        duration = None if facts["duration"] is None else float(facts["duration"])
+        if duration is not None and not 0 <= duration < _LONGEST_CLAIM_S:
+            raise child.error("failed")
         info = AudioInfo(
             container=_plain(facts["container"]),
             codec=_plain(facts["codec"]),
             sample_rate=int(facts["sample_rate"]),
             channels=int(facts["channels"]),
-            duration=None if duration is None else float(duration),
+            duration=duration,
         )
         return info, bool(facts["states_duration"])
     except (ValueError, KeyError, TypeError, OverflowError):

@@ -252,8 +252,8 @@ def _audio_stream(av: Any, container: "InputContainer") -> "AudioStream":
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
     codec = stream.codec_context
-    if codec.name not in CODECS:
-        raise Refusal("codec", codec.name)
+    if codec is None or codec.name not in CODECS:  # None: a code number that FFmpeg knows no decoder for
+        raise Refusal("codec", codec.name if codec else "something unknown")
     if not MIN_RATE_HZ <= codec.sample_rate <= MAX_RATE_HZ:
         raise Refusal("rate", str(codec.sample_rate))
     if not 1 <= codec.channels <= MAX_CHANNELS:
@@ -466,9 +466,16 @@ class _Decoder:
 
 
 def _wind_timer(request: Request, seconds_decoded: float) -> None:
-    """Let the kernel end this process once it has computed for longer than the sound so far allows."""
+    """Let the kernel end this process once it has computed for longer than the sound so far allows.
+
+    Raises:
+        Refusal: It already has. (The timer ticks in milliseconds; wound again within one, it would never ring.)
+    """
     allowed = request.base_deadline_s + request.deadline_per_second * seconds_decoded
-    signal.setitimer(signal.ITIMER_PROF, max(0.001, allowed - time.process_time()))
+    left_s = allowed - time.process_time()
+    if left_s <= 0:
+        raise Refusal("deadline")
+    signal.setitimer(signal.ITIMER_PROF, left_s)
 
 
 def _send(kind: bytes, payload: bytes) -> None:
@@ -493,7 +500,11 @@ def _confine(request: Request) -> tuple[list[str], Any]:
     sys.path[:] += request.import_path
     try:
         import av  # noqa: PLC0415 - inside the limits
-        import av.subtitles.stream  # noqa: PLC0415 - `av.open` would import it, too late to open files
+
+        # PyAV imports these when it first meets subtitles, which is too late to open files.
+        import av.subtitles.codeccontext  # noqa: PLC0415
+        import av.subtitles.stream  # noqa: PLC0415
+        import av.subtitles.subtitle  # noqa: PLC0415
     except ImportError as error:
         raise Refusal("unavailable", str(error)) from error
     if _filter_system_calls():

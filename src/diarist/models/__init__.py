@@ -50,7 +50,7 @@ def load_whisper(local: LocalModel) -> WhisperCheckpoint:
     Raises:
         ModelFormatError: A file cannot be read, or does not hold a Whisper of the sizes it claims.
     """
-    from diarist.models.readers import whisper
+    from diarist.models.readers import whisper  # noqa: PLC0415 - torch is slow to import
 
     return whisper.read(local)
 
@@ -61,7 +61,7 @@ def load_segmentation(local: LocalModel) -> "dict[str, torch.Tensor]":
     Raises:
         ModelFormatError: The file cannot be read or does not hold this network.
     """
-    from diarist.models.readers import segmentation
+    from diarist.models.readers import segmentation  # noqa: PLC0415 - torch is slow to import
 
     return segmentation.read(local)
 
@@ -72,7 +72,7 @@ def load_embedding(local: LocalModel) -> "dict[str, torch.Tensor]":
     Raises:
         ModelFormatError: The file cannot be read or does not hold this network.
     """
-    from diarist.models.readers import embedding
+    from diarist.models.readers import embedding  # noqa: PLC0415 - torch is slow to import
 
     return embedding.read(local)
 
@@ -83,6 +83,6 @@ def load_plda(local: LocalModel) -> "dict[str, NDArray[np.floating[Any]]]":
     Raises:
         ModelFormatError: A file is unreadable, or an array is missing or has another shape.
     """
-    from diarist.models.readers import plda
+    from diarist.models.readers import plda  # noqa: PLC0415 - like the others
 
     return plda.read(local)

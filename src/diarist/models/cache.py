@@ -19,11 +19,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import filelock
 import platformdirs
@@ -125,6 +124,11 @@ class Cache:
         """What the cache says it has under this name, unchecked."""
         return _read_manifest(self.folder(kind, name))
 
+    def hashes(self, kind: Kind, name: str) -> Mapping[str, str]:
+        """sha256 of the cached files, as recorded when they were fetched; empty when there is no such model."""
+        manifest = self.manifest(kind, name)
+        return {file: record.sha256 for file, record in manifest.files.items()} if manifest else {}
+
     def get(self, kind: Kind, name: str) -> LocalModel | None:
         """The cached model, its files compared with the manifest by size and time; None when there is none.
 
@@ -137,11 +141,9 @@ class Cache:
             return None
         seen = {file: self._trusted(folder / file, record) for file, record in manifest.files.items()}
         if seen != manifest.files:  # copied from elsewhere: same bytes, other times
-            manifest = Manifest(**{**_shallow(manifest), "files": seen})
-            try:
+            manifest = replace(manifest, files=seen)
+            with suppress(OSError):  # a read-only cache is hashed at each start
                 _write_manifest(folder, manifest)
-            except OSError:
-                pass  # a read-only cache is hashed at each start
         return LocalModel(
             name=name,
             kind=kind,
@@ -166,12 +168,26 @@ class Cache:
         return FileRecord(sha256=record.sha256, size=record.size, mtime_ns=status.st_mtime_ns)
 
     @contextmanager
-    def lock(self, kind: Kind, name: str) -> Iterator[None]:
-        """Hold the model against other processes; the system frees it when the holder dies."""
+    def lock(self, kind: Kind, name: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the model against other processes; the system frees it when the holder dies.
+
+        Args:
+            kind: Of the model.
+            name: Of the model.
+            waiting: Called once when another process holds it.
+        """
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(locks / f"{kind}--{name.replace('/', '--')}.lock"):
+        lock = filelock.FileLock(locks / f"{kind}--{name.replace('/', '--')}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def staging(self, kind: Kind, name: str) -> Iterator[Path]:
@@ -206,6 +222,12 @@ class Cache:
         """Make a complete staged folder the model of that name.
 
         Args:
+            staged: From `staging`, with every file in its place.
+            name: As in the catalogue, or the hub id.
+            kind: Of the model.
+            licence: For the record.
+            source: Where the files came from, in words.
+            revision: Commit of the hub repository.
             pins: sha256 that files must have, by name.
 
         Raises:
@@ -215,7 +237,7 @@ class Cache:
         for file, expected in pins.items():
             actual = files[file].sha256 if file in files else "missing"
             if actual != expected:
-                raise ModelIntegrityError(f"{source}: {file} has sha256 {actual}, the catalogue pins {expected}")
+                raise ModelIntegrityError(f"{file} has sha256 {actual}, the catalogue pins {expected}")
         _write_manifest(
             staged, Manifest(name=name, kind=kind, licence=licence, source=source, revision=revision, files=files)
         )
@@ -233,7 +255,3 @@ class Cache:
         if model is None:
             raise ModelIntegrityError(f"{final}: the model vanished while it was being put in place")
         return model
-
-
-def _shallow(manifest: Manifest) -> dict[str, Any]:
-    return {field: getattr(manifest, field) for field in ("name", "kind", "licence", "source", "revision")}

@@ -13,7 +13,6 @@ from functools import cache
 from importlib import resources
 from typing import Any, get_args
 
-from diarist.errors import ModelNotFoundError
 from diarist.models.types import Clustering, DiarizationParts, Kind
 
 
@@ -123,17 +122,9 @@ class Catalog:
                 return entry
         return None
 
-    def named(self, name: str) -> Entry:
-        """The entry under this name or alias, whatever its kind.
-
-        Raises:
-            ModelNotFoundError: There is none.
-        """
-        for entry in self.entries:
-            if name == entry.name or name in entry.aliases:
-                return entry
-        known = ", ".join(entry.name for entry in self.entries)
-        raise ModelNotFoundError(f"model {name!r} is not in the catalogue, which has: {known}")
+    def knows(self, name: str) -> bool:
+        """Whether the name means a model of any kind, or a pipeline."""
+        return name in self.pipelines or any(name == entry.name or name in entry.aliases for entry in self.entries)
 
     def pipeline(self, name: str) -> DiarizationParts | None:
         return self.pipelines.get(name)

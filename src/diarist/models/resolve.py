@@ -1,5 +1,6 @@
 """From a name to files on this machine: a path, the cache, or the sources of the catalogue in order."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from diarist.models.cache import Cache, model_digest, sha256_of
 from diarist.models.catalog import Entry, HubSource, Source
 from diarist.models.types import DiarizationParts, FileCheck, Kind, LocalModel, ModelSummary, Progress
 
+_log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _PATH_SUFFIXES = (".pt", ".bin", ".ckpt", ".safetensors", ".onnx", ".npz")
 
@@ -59,12 +61,21 @@ def _from_sources(
     tried: list[_Attempt] = []
     model = _cached(cache, entry, tried)
     if model is None and not offline:
-        with cache.lock(kind, entry.name):
-            tried = []
-            model = _cached(cache, entry, tried)  # another process may have fetched it while we waited
-            if model is None:
-                wanted_first = sorted(entry.sources, key=lambda source: source.label.partition("@")[0] != f"hub {name}")
-                model = _fetch(cache, entry, wanted_first, tried, token, progress)
+        wanted_first = sorted(entry.sources, key=lambda source: source.label.partition("@")[0] != f"hub {name}")
+
+        def waiting() -> None:
+            if progress is not None:
+                progress(f"waiting for another process that fetches {entry.name}", 0, None)
+
+        try:
+            with cache.lock(kind, entry.name, waiting):
+                tried = []
+                model = _cached(cache, entry, tried)  # another process may have fetched it while we waited
+                if model is None:
+                    model = _fetch(cache, entry, wanted_first, tried, token, progress)
+        except OSError as error:
+            cure = "free some space, or set DIARIST_CACHE to a folder that can be written"
+            raise ModelNotFoundError(f"model {name!r} cannot be stored in {cache.root}: {error}; {cure}") from error
     if model is None:
         raise _failure(entry, cache, tried, offline=offline)
     return model
@@ -77,7 +88,7 @@ def _with_tokenizer(
 
     OpenAI's own checkpoints are single files. Whether two Whispers share a vocabulary shows in its size.
     """
-    from diarist.models.readers import tokenizer, whisper
+    from diarist.models.readers import tokenizer, whisper  # noqa: PLC0415 - torch is slow to import
 
     size = whisper.vocabulary_size(model.files)
     name = tokenizer.CATALOGUE_NAMES.get(size)
@@ -98,18 +109,17 @@ class _Attempt:
 def local_path(name: str) -> Path | None:
     """The path that `name` means, or None where it is a catalogue name or a hub id.
 
-    A bare word is a catalogue name even when a folder of that name lies in the working folder: what lies about there
-    must not change which weights are loaded. `org/name` is a folder if there is one, as transformers has it.
+    A catalogue name of one word stays one even when a folder of that name lies in the working folder: what lies about
+    there must not change which weights are loaded. `org/name` is a folder if there is one, as transformers has it.
 
     Raises:
         ModelNotFoundError: It can only be a path, and there is nothing.
     """
     path = Path(name).expanduser()
-    explicit = path.is_absolute() or name.startswith((".", "~")) or name.endswith(_PATH_SUFFIXES)
-    if explicit or ("/" in name and path.exists()):
-        if not path.exists():
-            raise ModelNotFoundError(f"no model file or folder at {name}")
+    if name and path.exists() and ("/" in name or not catalog.load().knows(name)):
         return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.endswith(_PATH_SUFFIXES):
+        raise ModelNotFoundError(f"no model file or folder at {name}")
     return None
 
 
@@ -127,15 +137,22 @@ def _cached(cache: Cache, entry: Entry, tried: list[_Attempt]) -> LocalModel | N
     """The cached model, unless it is damaged or the catalogue now names other bytes."""
     try:
         model = cache.get(entry.kind, entry.name)
-    except ModelIntegrityError as error:
-        tried.append(_Attempt("cache", error))
+    except ModelIntegrityError as damage:
+        tried.append(_Attempt("cache", damage))
         return None
     if model is None:
         tried.append(_Attempt("cache", ModelNotFoundError(f"nothing in {cache.folder(entry.kind, entry.name)}")))
         return None
-    if model.source not in {source.label for source in entry.sources}:
+    source = next((source for source in entry.sources if source.label == model.source), None)
+    if source is None:
         stale = f"holds {model.source}, which the catalogue no longer names"
         tried.append(_Attempt("cache", ModelNotFoundError(stale)))
+        return None
+    recorded = cache.hashes(entry.kind, entry.name)
+    other = [file for file, expected in source.pins.items() if recorded.get(file) != expected]
+    if other:
+        error = ModelIntegrityError(f"{model.directory / other[0]} is not the file that the catalogue pins")
+        tried.append(_Attempt("cache", error))
         return None
     return model
 
@@ -164,6 +181,8 @@ def _fetch(
                 )
         except ModelError as error:
             tried.append(_Attempt(source.label, error))
+            if isinstance(error, ModelIntegrityError):
+                _log.warning("%s was refused: %s", source.label, error)
     return None
 
 

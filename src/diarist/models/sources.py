@@ -15,12 +15,12 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diarist.errors import ModelError, ModelFormatError, ModelIntegrityError, ModelNotFoundError
+from diarist.errors import ModelFormatError, ModelIntegrityError, ModelNotFoundError
 from diarist.models.cache import sha256_of
 from diarist.models.catalog import HubSource, Member, Wheel, WheelSource
 from diarist.models.layouts import hub_files
@@ -31,6 +31,8 @@ HUB_ANSWER_S = 5.0
 HUB_RETRY_S = 300.0
 """How long an unreachable hub is not asked again by this process."""
 PROGRESS_INTERVAL_S = 0.2
+MAX_COMPLAINT_CHARS = 500
+"""Of what another program says about its failure."""
 
 
 def _folder_bytes(folder: Path) -> int:
@@ -122,15 +124,17 @@ def _pip_download(wheels: Sequence[Wheel], work: Path, downloads: Path) -> None:
 
 
 def _pip_complaint(stderr: str) -> str:
-    """pip's own words on what failed, without the credentials that an index URL may carry."""
+    """Pip's own words on what failed, without the credentials that an index URL may carry."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines[-1:]
-    network = [line for line in lines if "Retrying" in line and "after connection broken by" in line]
-    if network:
-        errors.append(
-            "no connection: " + network[-1].split("after connection broken by", 1)[1].split(":", 1)[0].strip(" '")
-        )
-    return re.sub(r"//[^/@\s]+@", "//", "; ".join(dict.fromkeys(errors)))
+    told = next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")), "".join(lines[-1:]))
+    broken = [line.partition("after connection broken by ")[2] for line in lines if "Retrying" in line]
+    if broken:
+        reason = re.search(r"object at 0x[0-9a-f]+>: (.*?)['\"]\)", broken[-1])
+        told += f" (no connection: {reason[1] if reason else broken[-1].partition('(')[0]})"
+    skipped = [line for line in lines if "Could not fetch URL" in line]
+    if skipped:
+        told += f" ({skipped[-1]})"
+    return re.sub(r"//[^/@\s]+@", "//", told)[:MAX_COMPLAINT_CHARS]
 
 
 def _downloaded(wheel: Wheel, downloads: Path) -> Path:
@@ -210,7 +214,7 @@ def fetch_hub(
     names = source.files or hub_files(kind, list(sizes))
     absent = [name for name in names if name not in sizes]
     if absent or not names:
-        raise ModelFormatError(f"{source.label} has no {', '.join(absent) or 'weights in a layout that diarist reads'}")
+        raise ModelFormatError(f"it has no {', '.join(absent) or 'weights in a layout that diarist reads'}")
     total = sum(sizes[name] or 0 for name in names) or None
     with tempfile.TemporaryDirectory(prefix=".hub-", dir=folder) as work:
         with _watched(Path(work), source.repo, total, progress):
@@ -218,10 +222,19 @@ def fetch_hub(
                 _download(source, name, info.sha, Path(work), endpoint, token)
         for sibling in info.siblings or ():
             if sibling.rfilename in names:
-                _check(sibling, Path(work) / sibling.rfilename, source.label)
+                _check(sibling, Path(work) / sibling.rfilename)
         for name in names:
             shutil.move(Path(work) / name, folder / Path(name).name)
     return str(info.sha)
+
+
+def _client() -> Any:
+    """The hub's client library, told not to report about this machine."""
+    import huggingface_hub.errors  # noqa: PLC0415 - slow to import
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    return huggingface_hub
 
 
 def _refuse_if_unreachable(endpoint: str) -> None:
@@ -233,9 +246,7 @@ def _refuse_if_unreachable(endpoint: str) -> None:
 
 def _repository(source: HubSource, endpoint: str, token: str | None) -> Any:
     """The hub's description of the repository: commit, files, sizes and hashes. Waits `HUB_ANSWER_S` at most."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=endpoint, token=token, library_name="diarist")
+    api = _client().HfApi(endpoint=endpoint, token=token, library_name="diarist")
     outcome = _within(
         HUB_ANSWER_S,
         lambda: api.model_info(source.repo, revision=source.revision, files_metadata=True, timeout=HUB_ANSWER_S),
@@ -270,8 +281,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 
 def _hub_complaint(source: HubSource, error: Exception) -> tuple[str, bool]:
     """What went wrong in words that name the cure, and whether the hub answered at all."""
-    from huggingface_hub import errors
-
+    errors = _client().errors
     if isinstance(error, errors.GatedRepoError):
         cure = f"accept its conditions at https://huggingface.co/{source.repo} and set HF_TOKEN"
         return f"{source.repo} is gated: {cure}", True
@@ -281,6 +291,8 @@ def _hub_complaint(source: HubSource, error: Exception) -> tuple[str, bool]:
         return f"the hub has no {source.repo} that this account may see (set HF_TOKEN if it is private)", True
     response = getattr(error, "response", None)
     if isinstance(error, errors.HfHubHTTPError) and response is not None:
+        if response.status_code in {401, 403}:
+            return f"this account may not see {source.repo}: set HF_TOKEN", True
         return f"the hub answered {response.status_code} for {source.repo}", response.status_code < 500
     if isinstance(error, errors.HFValidationError):
         return f"{source.repo!r} is not a hub id", True
@@ -288,10 +300,8 @@ def _hub_complaint(source: HubSource, error: Exception) -> tuple[str, bool]:
 
 
 def _download(source: HubSource, name: str, revision: str, folder: Path, endpoint: str, token: str | None) -> None:
-    from huggingface_hub import hf_hub_download
-
     try:
-        hf_hub_download(
+        _client().hf_hub_download(
             source.repo,
             name,
             revision=revision,
@@ -301,25 +311,23 @@ def _download(source: HubSource, name: str, revision: str, folder: Path, endpoin
             library_name="diarist",
             tqdm_class=_silent_bar(),
         )
-    except ModelError:
-        raise
-    except Exception as error:
+    except Exception as error:  # whatever the client raises means the same: not from here
         raise ModelNotFoundError(f"{name}: {_hub_complaint(source, error)[0]}") from error
 
 
 def _silent_bar() -> type[Any]:
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined] # noqa: PLC0415 - slow to import
 
-    class Silent(tqdm):  # type: ignore[type-arg,misc]
+    class Silent(tqdm):
         """The client's bar, never drawn: progress goes to the caller's callback."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
     return Silent
 
 
-def _check(sibling: Any, path: Path, label: str) -> None:
+def _check(sibling: Any, path: Path) -> None:
     if sibling.lfs is not None:
         expected, actual = sibling.lfs.sha256, sha256_of(path)
     elif sibling.blob_id is not None:
@@ -327,7 +335,7 @@ def _check(sibling: Any, path: Path, label: str) -> None:
     else:
         return  # the hub states no hash; the file is recorded as it came
     if actual != expected:
-        raise ModelIntegrityError(f"{label}: {sibling.rfilename} has hash {actual}, the hub states {expected}")
+        raise ModelIntegrityError(f"{sibling.rfilename} has hash {actual}, the hub states {expected}")
 
 
 def _git_blob_sha1(path: Path) -> str:

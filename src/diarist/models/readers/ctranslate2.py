@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from diarist.errors import ModelFormatError
 
 SUPPORTED_VERSIONS = range(5, 7)
 """Version 5 brought the spec's revision, 6 the configuration file; earlier ones are years old."""
 MAX_VARIABLES = 100_000
-_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16, 5: np.int16}
 _BFLOAT16 = 5
+"""numpy has no such type: read as 16 bits, which torch then sees as what they are."""
 _CURE = "use the float16 or float32 conversion of the same model (ct2-transformers-converter --quantization float16)"
 
 
@@ -27,10 +29,10 @@ class _Cursor:
     """A position in the mapped file that cannot leave it."""
 
     path: Path
-    data: np.memmap  # type: ignore[type-arg]
+    data: NDArray[np.uint8]
     at: int = 0
 
-    def take(self, count: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    def take(self, count: int) -> NDArray[np.uint8]:
         if count > len(self.data) - self.at:
             raise ModelFormatError(f"{self.path} is truncated: it ends at byte {len(self.data)}, inside a variable")
         piece = self.data[self.at : self.at + count]
@@ -95,8 +97,6 @@ def _variable(cursor: _Cursor, name: str) -> torch.Tensor:
     shape = [cursor.number("<I") for _ in range(cursor.number("<B"))]
     code = cursor.number("<B")
     stored = cursor.number("<I")
-    if code == _BFLOAT16:
-        raise ModelFormatError(f"{cursor.path} is stored in bfloat16: {_CURE}")
     if code not in _DTYPES:
         raise ModelFormatError(f"{cursor.path}: {name} has the unknown dtype code {code}")
     dtype = np.dtype(_DTYPES[code])
@@ -105,4 +105,5 @@ def _variable(cursor: _Cursor, name: str) -> torch.Tensor:
     if stored != dtype.itemsize * int(np.prod(shape, dtype=object)):
         raise ModelFormatError(f"{cursor.path}: {name} has {stored} bytes, which do not make {dtype} of shape {shape}")
     values = cursor.take(stored).view(dtype).reshape(shape)
-    return torch.from_numpy(values if values.flags.aligned else values.copy())
+    tensor = torch.from_numpy(values if values.flags.aligned else values.copy())
+    return tensor.view(torch.bfloat16) if code == _BFLOAT16 else tensor

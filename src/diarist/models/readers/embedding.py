@@ -54,7 +54,7 @@ def read(model: LocalModel) -> dict[str, torch.Tensor]:
         raise ModelFormatError(f"{model.directory} has no one weight file of an embedding model")
     path = model.files[names[0]]
     if path.suffix == ".onnx":
-        tensors = _from_onnx(onnx.read(path), path)
+        tensors = onnx.read_network(path, _from_onnx)
     elif path.suffix == ".safetensors":
         tensors = safetensors.read(path)
     else:
@@ -93,7 +93,7 @@ def _from_pyannote(path: Path) -> dict[str, torch.Tensor]:
     state = pickles.read(path)
     stored = pickles.tensors(state.get("state_dict", state), path)
     stored = {name.removeprefix("resnet."): value for name, value in stored.items()}
-    found = {name: stored[name] for name in ("seg_1.weight", "seg_1.bias") if name in stored}
+    found: dict[str, torch.Tensor] = {name: value for name, value in stored.items() if name.startswith("seg_1.")}
     for name in _convolutions():
         convolution, norm = f"{name}.0", f"{name}.1"  # shortcut: a pair
         if not name.endswith("shortcut"):

@@ -6,7 +6,7 @@ convolution); and `TensorProto`. Field numbers as in onnx.proto3. A tensor kept 
 would be chosen by the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,13 +64,29 @@ def read(path: Path) -> Graph:
     reader = _Reader(path)
     graph = Graph()
     found = False
-    for number, value in reader.fields(memoryview(data)):
+    for number, value in reader.fields(memoryview(data.data)):
         if number == 7 and isinstance(value, memoryview):
             found = True
             reader.graph(value, graph, 0)
     if not found:
         raise ModelFormatError(f"{path} is not an ONNX model: it has no graph")
     return graph
+
+
+def read_network(path: Path, extract: Callable[[Graph, Path], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Read a graph and take a network's tensors out of it.
+
+    Args:
+        path: The ONNX file.
+        extract: Finds the tensors. It may assume the shapes of the right network: what breaks on another is reported.
+
+    Raises:
+        ModelFormatError: The file cannot be read, or does not hold the network that `extract` looks for.
+    """
+    try:
+        return extract(read(path), path)
+    except (ValueError, IndexError, TypeError, RuntimeError) as error:
+        raise ModelFormatError(f"{path} does not hold the network that was expected: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

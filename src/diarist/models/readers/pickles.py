@@ -5,6 +5,7 @@ tensors, plain containers and the inert stand-ins below is refused.
 """
 
 import pickle
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ INERT_GLOBALS = (
 )
 """Classes inside pyannote's published checkpoints: descriptions of the task, beside the weights."""
 
+_globals_lock = threading.Lock()
+"""torch keeps its list of allowed classes per process."""
+
 
 def read(path: Path) -> dict[str, Any]:
     """The dictionary that a checkpoint holds; its tensors are mapped from the file.
@@ -45,7 +49,7 @@ def read(path: Path) -> dict[str, Any]:
     _require_plain_archive(path)
     stand_ins = [(_stand_in(name), name) for name in INERT_GLOBALS]
     try:
-        with torch.serialization.safe_globals([*stand_ins, torch.torch_version.TorchVersion]):
+        with _globals_lock, torch.serialization.safe_globals([*stand_ins, torch.torch_version.TorchVersion]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ModelFormatError(
@@ -89,6 +93,8 @@ def _require_plain_archive(path: Path) -> None:
         raise ModelFormatError(f"{path} holds a member twice")
     if any(info.filename.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES for info in infos):
         raise ModelFormatError(f"{path} has a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB")
+    if any(info.filename.rpartition("/")[2] == "constants.pkl" for info in infos):
+        raise ModelFormatError(f"{path} is refused: it is a TorchScript archive, which holds code")
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise ModelFormatError(f"{path} is compressed, as PyTorch never writes it")
 
@@ -98,7 +104,7 @@ def _stand_in(name: str) -> type[Inert]:
 
 
 def _reason(error: Exception) -> str:
-    """torch's message without its advice, which is to turn the protection off."""
+    """Torch's message without its advice, which is to turn the protection off."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
     return told.partition("Please use")[0].strip()[:200] or type(error).__name__

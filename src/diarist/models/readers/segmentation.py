@@ -60,7 +60,7 @@ def read(model: LocalModel) -> dict[str, torch.Tensor]:
         raise ModelFormatError(f"{model.directory} has no one weight file of a segmentation model")
     path = model.files[names[0]]
     if path.suffix == ".onnx":
-        tensors = _from_onnx(onnx.read(path), path)
+        tensors = onnx.read_network(path, _from_onnx)
     elif path.suffix == ".safetensors":
         tensors = safetensors.read(path)
     else:
@@ -77,14 +77,11 @@ def _from_onnx(graph: onnx.Graph, path: Path) -> dict[str, torch.Tensor]:
     for name, (scale, shift) in _pair(norms, graph, "InstanceNormalization", path):
         found |= {f"{name}.weight": scale, f"{name}.bias": shift}
     convolutions = ["sincnet.conv1d.0", "sincnet.conv1d.1", "sincnet.conv1d.2"]
-    for name, (weight, *bias) in _pair(convolutions, graph, "Conv", path):
-        if bias:
-            found |= {f"{name}.weight": weight, f"{name}.bias": bias[0]}
-        else:
-            found[f"{name}.filters"] = weight
-    for name, (inputs, recurrent, biases, *_) in _pair([f"l{layer}" for layer in range(LAYERS)], graph, "LSTM", path):
-        if biases.shape[-1:] != (8 * HIDDEN,) or len({len(biases), len(inputs), len(recurrent), 2}) != 1:
-            raise ModelFormatError(f"{path}: LSTM {name} is not bidirectional of {HIDDEN} units")
+    for name, constants in _pair(convolutions, graph, "Conv", path):
+        parts = ("filters",) if name == convolutions[0] else ("weight", "bias")
+        found |= {f"{name}.{part}": value for part, value in zip(parts, constants, strict=True)}
+    layers = [f"l{layer}" for layer in range(LAYERS)]
+    for name, (inputs, recurrent, biases, *_) in _pair(layers, graph, "LSTM", path):
         for direction, end in enumerate((name, f"{name}_reverse")):
             found[f"lstm.weight_ih_{end}"] = _gates(inputs[direction])
             found[f"lstm.weight_hh_{end}"] = _gates(recurrent[direction])
@@ -110,8 +107,8 @@ def _pair(
 
 def _gates(stacked: torch.Tensor) -> torch.Tensor:
     """Gates from ONNX's order (input, output, forget, cell) into torch's (input, forget, cell, output)."""
-    first, output, forget, cell = stacked.chunk(4)
-    return torch.cat([first, forget, cell, output])
+    into, output, forget, cell = stacked.chunk(4)
+    return torch.cat([into, forget, cell, output])
 
 
 def _from_pyannote(path: Path) -> dict[str, torch.Tensor]:

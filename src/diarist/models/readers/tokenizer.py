@@ -19,7 +19,8 @@ _CANTONESE, _BEFORE_CANTONESE = "<|yue|>", "<|su|>"
 
 _SYMBOLS = (
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
-    *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),
+    *("<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))"),
+    *("[[", "]]", "{{", "}}", "♪♪", "♪♪♪"),
 )
 _MUSIC = "♩♪♫♬♭♮♯"
 _TASK_TOKENS = (
@@ -74,7 +75,7 @@ def suppressed_by_default(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 def begin_suppressed_by_default(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
     """A lone space and the end of the text: a window that starts with either would be empty."""
-    return (_encode(tokenizer, " ")[0], tokenizer.token_to_id("<|endoftext|>"))
+    return (_encode(tokenizer, " ")[0], _encode(tokenizer, "<|endoftext|>")[0])
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
@@ -103,8 +104,8 @@ def _from_vocabulary(files: Mapping[str, Path], vocabulary: Path) -> tokenizers.
     if "merges.txt" not in files:
         raise ModelFormatError(f"{vocabulary} has no merges.txt beside it")
     tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(files["merges.txt"])))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     added: dict[str, int] = {}
     if "added_tokens.json" in files:
         added = json.loads(files["added_tokens.json"].read_text(encoding="utf-8"))

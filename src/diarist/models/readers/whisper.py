@@ -230,7 +230,7 @@ def _from_ct2_layer(block: str, part: str, tensor: torch.Tensor, path: Path) -> 
         parts = fused[where, which]
         if len(tensor) % len(parts):
             raise ModelFormatError(f"{path}: {block} has {len(tensor)} rows, which do not divide into {len(parts)}")
-        for label, piece in zip(parts, tensor.chunk(len(parts)), strict=True):
+        for label, piece in zip(parts, tensor.tensor_split(len(parts)), strict=True):
             if (label, end) != ("key", "bias"):
                 yield f"{name}.{label}.{end}", piece
             elif piece.any():
@@ -338,4 +338,4 @@ def _stem(model: LocalModel) -> str:
 def _is_head(pair: Any, dims: WhisperDims) -> bool:
     if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(part) is int for part in pair):
         return False
-    return 0 <= pair[0] < dims.n_text_layer and 0 <= pair[1] < dims.n_text_head
+    return pair[0] in range(dims.n_text_layer) and pair[1] in range(dims.n_text_head)

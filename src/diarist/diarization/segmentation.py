@@ -1,0 +1,174 @@
+"""The segmentation network: who of up to three local speakers is speaking in each frame of a window.
+
+SincNet (a bank of band-pass filters, then two convolutions), four bidirectional LSTM layers, two linear layers:
+pyannote/segmentation-3.0 (Bredin, "pyannote.audio 2.1 speaker diarization pipeline", Interspeech 2023; Plaquet and
+Bredin, "Powerset multi-class cross entropy loss for neural speaker diarization", Interspeech 2023).
+
+Windows of one recording overlap by nine tenths, and the filter bank is two thirds of SincNet's work. It is run once
+per stretch of sound and its output cut into windows, exactly: the network normalises each window to w * z + b before
+the filters, and filtering is linear, so with r the response to the raw sound and s the sum of a filter's taps
+
+    |filter(w * (x - mean) / std + b)|  =  (w / std) * |r + s * (b * std / w - mean)|
+
+The maximum over three neighbours of the right-hand side needs only their largest and smallest r. What is left of
+w / std cancels in the instance normalisation that follows, but for its epsilon.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from torch import Tensor, nn
+
+from diarist.compute import Compute
+from diarist.diarization.frames import FRAMES, WINDOW_SAMPLES
+from diarist.diarization.kernels import convolution
+
+CLASSES = 7
+"""Sets of at most two of three local speakers: {}, 1, 2, 3, 12, 13, 23."""
+
+_TAPS = 251
+_STRIDE = 10  # of the filter bank
+_POOL = 3
+BAND_SAMPLES = _STRIDE * _POOL  # a window may begin at multiples of this within a filtered stretch
+_EPSILON = 1e-5
+_SLOPE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """A stretch of sound after the filter bank and pooling: one column every `BAND_SAMPLES`."""
+
+    waveform: Tensor
+    """Shape (samples,), float32."""
+    highest: Tensor
+    """Largest of three neighbouring responses. Shape (columns, filters)."""
+    lowest: Tensor
+    """Smallest of them."""
+
+    def cut(self, start: int, samples: int) -> "Bands":
+        """The part that `samples` samples from `start` on give, `start` being a multiple of `BAND_SAMPLES`."""
+        first = start // BAND_SAMPLES
+        columns = slice(first, first + _columns(samples))
+        return Bands(self.waveform[start : start + samples], self.highest[columns], self.lowest[columns])
+
+
+class SegmentationModel:
+    """Weights made ready for one device. Safe to use from several threads.
+
+    Args:
+        tensors: As `models.load_segmentation` gives them.
+        compute: Where to run; convolutions and recurrences in its `dtype`, statistics and probabilities in float32.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], compute: Compute) -> None:
+        self.device, self.dtype = compute.device, compute.dtype
+        weights = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
+        filters = weights["sincnet.conv1d.0.filters"][:, 0]
+        # Float16 has too few exponents for faint sound next to the loud; bfloat16 changes no class that float32 finds.
+        self._filters = filters.T.contiguous().to(torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
+        self._filter_sums = filters.sum(dim=1)
+        self._wave_weight = float(weights["sincnet.wav_norm1d.weight"])
+        self._wave_bias = float(weights["sincnet.wav_norm1d.bias"])
+        self._norms = [(weights[f"sincnet.norm1d.{i}.weight"], weights[f"sincnet.norm1d.{i}.bias"]) for i in range(3)]
+        self._convolutions = [
+            convolution(
+                weights[f"sincnet.conv1d.{i}.weight"][:, :, None].to(self.dtype),
+                weights[f"sincnet.conv1d.{i}.bias"].to(self.dtype),
+                size=(1, size),
+            )
+            for i, size in ((1, 5325), (2, 1773))
+        ]
+        self._lstm = nn.LSTM(60, 128, num_layers=4, bidirectional=True, device=self.device, dtype=self.dtype).eval()
+        self._lstm.load_state_dict(
+            {name.removeprefix("lstm."): tensor for name, tensor in weights.items() if name.startswith("lstm.")}
+        )
+        self._lstm.requires_grad_(requires_grad=False)
+        self._lstm.flatten_parameters()
+        self._linears = [
+            (weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in ("linear.0", "linear.1", "classifier")
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, windows: Tensor) -> Tensor:
+        """Log-probabilities of the classes.
+
+        Args:
+            windows: Shape (batch, samples), 16 kHz; the network was trained on 10 s.
+
+        Returns:
+            Shape (batch, frames, 7), float32 on the CPU; 589 frames for 10 s.
+        """
+        inputs = [self._sincnet(self.filtered(window)) for window in windows]
+        return self._classified(torch.stack(inputs, dim=1))
+
+    @torch.inference_mode()
+    def filtered(self, waveform: Tensor) -> Bands:
+        """Run the filter bank over a stretch of sound of shape (samples,)."""
+        waveform = waveform.to(self.device)
+        responses = waveform.to(self._filters.dtype).unfold(0, _TAPS, _STRIDE) @ self._filters
+        columns = len(responses) // _POOL
+        first, second, third = responses[: columns * _POOL].view(columns, _POOL, -1).unbind(dim=1)
+        return Bands(
+            waveform,
+            torch.maximum(torch.maximum(first, second), third),
+            torch.minimum(torch.minimum(first, second), third),
+        )
+
+    @torch.inference_mode()
+    def windows(self, bands: Bands, starts: Sequence[int]) -> Tensor:
+        """Log-probabilities for windows of 10 s of a filtered stretch.
+
+        Args:
+            bands: The stretch.
+            starts: Where the windows begin in it, in samples; multiples of `FRAME_SAMPLES`.
+
+        Returns:
+            Shape (len(starts), 589, 7), float32 on the CPU.
+        """
+        inputs = torch.empty(FRAMES, len(starts), 60, device=self.device, dtype=self.dtype)
+        for index, start in enumerate(starts):
+            inputs[:, index] = self._sincnet(bands.cut(start, WINDOW_SAMPLES))
+        return self._classified(inputs)
+
+    def _sincnet(self, bands: Bands) -> Tensor:
+        """The rest of SincNet for one window. Returns shape (frames, 60)."""
+        mean = bands.waveform.mean()
+        power = bands.waveform.dot(bands.waveform) / len(bands.waveform)  # many times faster than torch.var
+        spread = math.sqrt(max(0.0, float(power - mean**2)) + _EPSILON) / self._wave_weight
+        offset = self._filter_sums * (self._wave_bias * spread - float(mean))
+        x = torch.maximum(bands.highest + offset, (bands.lowest + offset).neg_())
+        x = self._normalised(x.to(self.dtype), 0, _EPSILON * spread**2)
+        for index, convolve in enumerate(self._convolutions, start=1):
+            x = self._normalised(_pooled(convolve(x)), index, _EPSILON)
+        return x[0, :, 0].T
+
+    def _normalised(self, columns: Tensor, index: int, epsilon: float) -> Tensor:
+        """Instance normalisation and leaky ReLU of shape (columns, channels).
+
+        Returns shape (1, channels, 1, columns), channels last in memory. One window is one batch: batch
+        normalisation with the batch's own statistics is the same function and far faster on channels-last memory.
+        """
+        weight, bias = self._norms[index]
+        x = F.batch_norm(columns.T[None, :, None], None, None, weight, bias, training=True, eps=epsilon)
+        return F.leaky_relu_(x, _SLOPE)
+
+    def _classified(self, x: Tensor) -> Tensor:
+        """Recurrent and linear layers. `x` has shape (frames, batch, 60); returns (batch, frames, 7)."""
+        x = self._lstm(x)[0].transpose(0, 1).float()
+        for weight, bias in self._linears[:-1]:
+            x = F.leaky_relu_(F.linear(x, weight, bias), _SLOPE)
+        return F.log_softmax(F.linear(x, *self._linears[-1]), dim=-1).cpu()
+
+
+def _columns(samples: int) -> int:
+    return ((samples - _TAPS) // _STRIDE + 1) // _POOL
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """The largest of every three columns. Shape (1, channels, 1, columns) to (columns // 3, channels)."""
+    columns = x[0, :, 0].T
+    whole = len(columns) // _POOL * _POOL
+    return torch.maximum(torch.maximum(columns[0:whole:_POOL], columns[1:whole:_POOL]), columns[2:whole:_POOL])

@@ -1,0 +1,178 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from whisper_oracle import oracle_model, oracle_tokens
+
+from diarist.asr.beam import beam_search
+from diarist.asr.decoding import Decoded, DecodingLoop, Job, SpokenLanguage, compression_ratio
+from diarist.asr.network import DecoderCache
+from diarist.asr.options import DecodingOptions
+from diarist.compute import choose
+from diarist.errors import OptionError
+
+ENGLISH = DecodingOptions("en", temperatures=(0.0,))
+
+
+def decode(loop: DecodingLoop, waveforms, options: DecodingOptions = ENGLISH) -> list[Decoded]:
+    results: dict[int, Decoded] = {}
+    for index, waveform in enumerate(waveforms):
+        spoken = SpokenLanguage(options.language or "")
+        loop.submit(Job(torch.from_numpy(waveform), options, spoken, lambda d, i=index: results.setdefault(i, d)))
+    while loop.pending:
+        loop.step()
+    return [results[index] for index in range(len(waveforms))]
+
+
+@pytest.fixture(scope="module")
+def oracle(checkpoint):
+    return oracle_model(checkpoint)
+
+
+@pytest.mark.parametrize("timestamps", [True, False])
+def test_greedy_tokens_equal_transformers(exact_loop, oracle, checkpoint, utterances, timestamps):
+    """Windows that wait for rows, start late and end early write what each writes alone."""
+    waveforms = [waveform for waveform, _ in utterances.values()]
+    assert len(waveforms) >= 20
+    options = dataclasses.replace(ENGLISH, timestamps=timestamps, word_timestamps=False)
+    for waveform, decoded in zip(waveforms, decode(exact_loop, waveforms, options), strict=True):
+        assert list(decoded.tokens) == oracle_tokens(oracle, checkpoint, waveform, timestamps=timestamps)
+        assert decoded.complete
+
+
+def test_greedy_tokens_equal_transformers_on_the_sample(exact_loop, oracle, checkpoint, sample_waveform):
+    (decoded,) = decode(exact_loop, [sample_waveform])
+    expected = oracle_tokens(oracle, checkpoint, sample_waveform, timestamps=True)
+    assert list(decoded.tokens) == expected[: len(decoded.tokens)]  # generate goes on to read the end once more
+    assert len(decoded.tokens) > 60
+
+
+def test_a_window_is_decoded_alike_in_any_company(exact_loop, sample_waveform, random):
+    noise = random.normal(0, 0.05, 200_000).astype(np.float32)
+    parts = [sample_waveform[:160_000], noise, sample_waveform[160_000:400_000]]
+    alone = [decode(exact_loop, [part])[0] for part in parts]
+    together = decode(exact_loop, parts * 2 + parts[:1])
+    assert [decoded.tokens for decoded in together] == [decoded.tokens for decoded in [*alone, *alone, alone[0]]]
+    for one, other in zip(together, [*alone, *alone, alone[0]], strict=True):
+        assert one.starts == pytest.approx(other.starts, abs=0.041)
+        assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
+
+
+def test_token_times_never_go_back_and_stay_inside(loop, sample_waveform):
+    (decoded,) = decode(loop, [sample_waveform])
+    assert len(decoded.starts) == len(decoded.tokens) + 1
+    assert list(decoded.starts) == sorted(decoded.starts)
+    assert decoded.starts[0] >= 0
+    assert decoded.starts[-1] <= 30
+
+
+def test_a_doubtful_text_is_decoded_again_with_temperature(loop, sample_waveform):
+    strict = DecodingOptions("en", temperatures=(0.0, 0.5, 0.9), logprob_threshold=0.0, no_speech_threshold=1.0)
+    (decoded,) = decode(loop, [sample_waveform], strict)
+    assert decoded.temperature == 0.9
+    assert decoded.tokens
+
+
+def test_text_that_repeats_itself_is_doubtful():
+    assert compression_ratio("no " * 100) > 2.4 > compression_ratio("the quick brown fox jumps over the lazy dog")
+    assert compression_ratio("") == 0
+
+
+def test_noise_is_silence(loop, random):
+    options = DecodingOptions("en", no_speech_threshold=0.0, logprob_threshold=0.0)
+    (decoded,) = decode(loop, [random.normal(0, 1e-4, 80_000).astype(np.float32)], options)
+    assert decoded.tokens == ()
+
+
+def test_the_language_is_found_once_per_recording(loop, sample_waveform):
+    options = DecodingOptions(temperatures=(0.0,))
+    spoken = SpokenLanguage()
+    results = []
+    for start in (0, 160_000, 320_000):
+        part = torch.from_numpy(sample_waveform[start : start + 160_000])
+        loop.submit(Job(part, options, spoken, results.append))
+    while loop.pending:
+        loop.step()
+    assert spoken.code == "en"
+    assert 0.5 < spoken.probability <= 1
+    assert len(results) == 3
+
+
+def test_cancelled_jobs_deliver_nothing_and_free_their_rows(loop, sample_waveform):
+    results: list[Decoded] = []
+    jobs = [
+        Job(torch.from_numpy(sample_waveform), ENGLISH, SpokenLanguage("en"), results.append)
+        for _ in range(loop.rows + 3)
+    ]
+    for job in jobs:
+        loop.submit(job)
+    loop.step()
+    for job in jobs[1:]:
+        job.cancelled = True
+    while loop.pending:
+        loop.step()
+    assert len(results) == 1
+    assert results[0].tokens
+    assert not loop.pending
+
+
+def test_prompt_and_hotwords_change_the_spelling(loop, sample_waveform):
+    (plain,) = decode(loop, [sample_waveform])
+    shouting = dataclasses.replace(
+        ENGLISH, initial_prompt="HELLO. OH, HELLO. I DIDN'T KNOW YOU WERE THERE. NEITHER DID I."
+    )
+    (shouted,) = decode(loop, [sample_waveform], shouting)
+    text = loop.vocabulary.decode(shouted.tokens)
+    assert sum(c.isupper() for c in text) > 3 * sum(c.isupper() for c in loop.vocabulary.decode(plain.tokens))
+    long = dataclasses.replace(ENGLISH, hotwords="wonderful " * 500)  # longer than the decoder: cut, not refused
+    assert decode(loop, [sample_waveform], long)[0].tokens
+
+
+def test_a_beam_of_one_is_greedy_and_wider_ones_end(loop, sample_waveform):
+    (greedy,) = decode(loop, [sample_waveform])
+    job = Job(torch.from_numpy(sample_waveform), ENGLISH, SpokenLanguage("en"), lambda _: None)
+    with torch.inference_mode():
+        cache = DecoderCache(loop.dims, 1, len(loop._decoder.alignment_heads), loop.compute)
+        loop._encode([job], cache, 0)
+        best = beam_search(
+            loop._decoder, loop._logits, loop.vocabulary, cache, job.prompt, loop._fresh_rules([job]),
+            beam_size=1, max_tokens=224, blank=loop._blank,
+        )  # fmt: skip
+    same = [a == b for a, b in zip(best.tokens, greedy.tokens, strict=False)]
+    assert sum(same) > 0.9 * len(greedy.tokens)  # products of one row round unlike those of several
+    wide = decode(loop, [sample_waveform, sample_waveform[:200_000]], dataclasses.replace(ENGLISH, beam_size=3))
+    for decoded in wide:
+        assert decoded.complete
+        assert len(decoded.starts) == len(decoded.tokens) + 1
+        assert list(decoded.starts) == sorted(decoded.starts)
+
+
+def test_bfloat16_says_the_same(checkpoint, exact_loop, sample_waveform):
+    loop = DecodingLoop(checkpoint, choose("cpu", "bfloat16"), rows=2)
+    (rounded,), (exact,) = decode(loop, [sample_waveform]), decode(exact_loop, [sample_waveform])
+    same = [a == b for a, b in zip(rounded.tokens, exact.tokens, strict=False)]
+    assert rounded.avg_logprob == pytest.approx(exact.avg_logprob, abs=0.1)
+    assert sum(same) >= 0.5 * len(same)
+
+
+def test_int8_says_the_same(checkpoint, exact_loop, sample_waveform):
+    loop = DecodingLoop(checkpoint, choose("cpu", "int8"), rows=2)
+    (rounded,), (exact,) = decode(loop, [sample_waveform]), decode(exact_loop, [sample_waveform])
+    assert rounded.avg_logprob == pytest.approx(exact.avg_logprob, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"language": "klingon"}, "language"),
+        ({"task": "sing"}, "task"),
+        ({"beam_size": 0}, "beam_size"),
+        ({"temperatures": ()}, "temperature"),
+        ({"temperatures": (3.0,)}, "temperature"),
+    ],
+)
+def test_options_out_of_bounds_are_named(options, param):
+    with pytest.raises(OptionError) as error:
+        DecodingOptions(**options)
+    assert error.value.param == param
