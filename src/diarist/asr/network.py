@@ -206,8 +206,8 @@ class _DecoderBlock:
 
     def cross_keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Views of shape (n, h, f, d)."""
-        keys = self.cross_key(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        values = self.cross_value(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        keys = self.cross_key(states).view(*states.shape[:2], self.heads, -1).transpose(1, 2)
+        values = self.cross_value(states).view(*states.shape[:2], self.heads, -1).transpose(1, 2)
         return keys, values
 
     def attend_self(
