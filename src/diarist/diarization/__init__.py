@@ -1,0 +1,1 @@
+"""Who speaks when: segmentation, speaker embeddings, clustering, turns. `stream.Diarizer` is the way in."""
