@@ -24,7 +24,7 @@ from diarist.compute import Compute, choose
 from diarist.diarization.stream import Diarizer
 from diarist.errors import OptionError
 from diarist.timeline import Segment, Turn
-from diarist.transcript import Transcript, build
+from diarist.transcript import Transcript, build, settle
 
 MAX_SPEAKERS = 64
 _BLOCK_S = 30.0  # long enough that segmentation works in full batches, short enough that progress is seen to move
@@ -300,12 +300,12 @@ class Pipeline:
             report("naming speakers")
             speech = recognition.result()
             warnings = [*audio.warnings, *_unheard_warnings(speech.unheard)]
-            words, turns = speech.words, tuple[Turn, ...]()
+            words, turns = settle(speech.words, duration), tuple[Turn, ...]()
             if request.diarize:
                 hints = request.hints
                 found = diarization.turns(hints.num_speakers, hints.min_speakers, hints.max_speakers)
                 attribution = attribute(words, found.exclusive_turns)
-                words, turns = attribution.words, found.turns
+                words, turns = list(attribution.words), found.turns
                 warnings += attribution.warnings()
             return build(
                 words,

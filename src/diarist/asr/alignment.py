@@ -6,12 +6,15 @@ where each token begins. Here the attention is recomputed from the queries that 
 decoder pass is needed, and the path is found row by row with prefix minima instead of cell by cell.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 MEDIAN_WIDTH = 7
+_OUTSIDE = np.float32(10.0)  # similarity lost outside a passage; inside it is seldom above 5
 
 
 def attention_similarity(queries: Tensor, keys: Tensor) -> NDArray[np.float32]:
@@ -30,6 +33,31 @@ def attention_similarity(queries: Tensor, keys: Tensor) -> NDArray[np.float32]:
     normalised = (weights - mean) / deviation.clamp_min(1e-12)
     similarity: NDArray[np.float32] = median_filter(normalised).mean(dim=0).cpu().numpy()
     return similarity
+
+
+def within_passages(
+    similarity: NDArray[np.float32], timestamps: Sequence[int | None], slack: int
+) -> NDArray[np.float32]:
+    """Keep each token between the timestamps around it, give or take `slack` positions.
+
+    Without this a path now and then leaps over a passage, and all its words end up where another speaker speaks.
+
+    Args:
+        similarity: Shape (tokens, positions).
+        timestamps: Of each token, the position that it writes if it is a timestamp, else None.
+        slack: How far the timestamps are trusted, in positions.
+    """
+    tokens, positions = similarity.shape
+    known = [(index, position) for index, position in enumerate(timestamps) if position is not None]
+    earliest = np.zeros(tokens, np.int64)
+    latest = np.full(tokens, positions, np.int64)
+    for index, position in known:
+        earliest[index:] = position
+    for index, position in reversed(known):
+        latest[: index + 1] = position
+    columns = np.arange(positions)
+    outside = (columns < (earliest - slack)[:, None]) | (columns > (latest + slack)[:, None])
+    return np.where(outside, similarity - _OUTSIDE, similarity)
 
 
 def median_filter(x: Tensor) -> Tensor:

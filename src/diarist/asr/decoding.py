@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from diarist.asr.alignment import attention_similarity, token_starts
+from diarist.asr.alignment import attention_similarity, token_starts, within_passages
 from diarist.asr.beam import beam_search
 from diarist.asr.features import FRAMES_PER_POSITION, HOP_SAMPLES, POSITION_S, LogMel, pad_windows
 from diarist.asr.network import Decoder, DecoderCache, Encoder
@@ -27,6 +27,7 @@ from diarist.compute import Compute, linear
 from diarist.models import WhisperCheckpoint
 
 _SEED = 0
+_TIMESTAMP_SLACK = 25  # encoder positions, half a second: timestamps are often off by a few tenths
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +324,10 @@ class DecodingLoop:
         positions = max(1, -(-len(job.waveform) // (HOP_SAMPLES * FRAMES_PER_POSITION)))
         heads = self._decoder.alignment_heads
         keys = torch.stack([cache.cross_keys[layer][row, head, :positions] for layer, head in heads])
-        starts = token_starts(attention_similarity(queries, keys))
+        begin = self.vocabulary.timestamp_begin
+        written = [token - begin if token >= begin else None for token in job.tokens[:tokens]]
+        similarity = within_passages(attention_similarity(queries, keys), [*written, None], _TIMESTAMP_SLACK)
+        starts = token_starts(similarity)
         return tuple((starts * POSITION_S).tolist())
 
     def _release(self, row: int) -> None:

@@ -7,6 +7,8 @@ the recording, and times in it map back piece by piece.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +83,15 @@ class Window:
         return union(inside, max_gap=1e-6)
 
 
+class _Atom(NamedTuple):
+    """Speech that is not cut any further."""
+
+    segment: Segment
+    """With its margins."""
+    pause_s: float
+    """Silence before it, margins not counted."""
+
+
 def pack(
     speech: Sequence[Segment], waveform: NDArray[np.float32], offset: float, options: WindowOptions
 ) -> list[Window]:
@@ -97,14 +108,38 @@ def pack(
     """
     stretch = Segment(offset, offset + len(waveform) / SAMPLE_RATE_HZ)
     windows: list[Window] = []
-    pieces: list[Segment] = []
+    waiting: list[_Atom] = []  # what the next window may take
     for atom in _atoms(speech, waveform, stretch, options):
-        longer = _joined(pieces, atom, options.max_silence_s)
-        if sum(piece.duration for piece in longer) > WINDOW_S:
-            windows.append(Window(tuple(pieces)))
-            longer = [atom]
-        pieces = longer
-    return [*windows, Window(tuple(pieces))] if pieces else windows
+        waiting.append(atom)
+        while _filled(waiting, options) > WINDOW_S:
+            cut = _best_cut(waiting, options)
+            windows.append(_window(waiting[:cut], options))
+            waiting = waiting[cut:]
+    return [*windows, _window(waiting, options)] if waiting else windows
+
+
+def _window(atoms: Sequence[_Atom], options: WindowOptions) -> Window:
+    pieces: list[Segment] = []
+    for atom in atoms:
+        pieces = _joined(pieces, atom.segment, options.max_silence_s)
+    return Window(tuple(pieces))
+
+
+def _filled(atoms: Sequence[_Atom], options: WindowOptions) -> float:
+    """Length of the window that the atoms make, in seconds."""
+    silences = sum(min(options.max_silence_s, b.segment.start - a.segment.end) for a, b in pairwise(atoms))
+    return sum(atom.segment.duration for atom in atoms) + silences
+
+
+def _best_cut(atoms: Sequence[_Atom], options: WindowOptions) -> int:
+    """How many atoms to take: cut at the longest of the late pauses, for a sentence rarely ends at a short one.
+
+    Of pauses about as long, the last. The last atom is known not to fit.
+    """
+    cuts = [cut for cut in range(1, len(atoms)) if _filled(atoms[:cut], options) >= WINDOW_S - options.search_s]
+    if not cuts:
+        return len(atoms) - 1
+    return max(cuts, key=lambda cut: (round(atoms[cut].pause_s, 1), cut))
 
 
 def _joined(pieces: Sequence[Segment], atom: Segment, max_silence_s: float) -> list[Segment]:
@@ -121,22 +156,24 @@ def _joined(pieces: Sequence[Segment], atom: Segment, max_silence_s: float) -> l
 
 def _atoms(
     speech: Sequence[Segment], waveform: NDArray[np.float32], stretch: Segment, options: WindowOptions
-) -> list[Segment]:
+) -> list[_Atom]:
     """Speech between pauses, with its margins, none longer than a window."""
-    atoms: list[Segment] = []
+    atoms: list[_Atom] = []
+    spoken_until = stretch.start
     for segment in union(speech, max_gap=options.min_pause_s):
         start = max(stretch.start, segment.start - options.margin_s)
-        if atoms and start < atoms[-1].end:  # a pause shorter than two margins is shared
-            middle = (atoms[-1].end - options.margin_s + segment.start) / 2
-            atoms[-1] = Segment(atoms[-1].start, middle)
-            start = middle
+        pause_s = segment.start - spoken_until
+        if atoms and start < atoms[-1].segment.end:  # a pause shorter than two margins is shared
+            start = (spoken_until + segment.start) / 2
+            atoms[-1] = _Atom(Segment(atoms[-1].segment.start, start), atoms[-1].pause_s)
+        spoken_until = segment.end
         end = min(stretch.end, segment.end + options.margin_s)
         while end - start > WINDOW_S:
             search = Segment(start + WINDOW_S - options.search_s, start + WINDOW_S)
             middle = quietest(waveform, search.shifted(-stretch.start)) + stretch.start
-            atoms.append(Segment(start, middle))
-            start = middle
-        atoms.append(Segment(start, end))
+            atoms.append(_Atom(Segment(start, middle), pause_s))
+            start, pause_s = middle, 0.0
+        atoms.append(_Atom(Segment(start, end), pause_s))
     return atoms
 
 

@@ -83,7 +83,7 @@ def speaker_count(activity: Sequence[NDArray[np.uint8]], hop_s: float) -> NDArra
 
 
 def reconstruct(
-    activity: Sequence[NDArray[np.uint8]], clusters: NDArray[np.int64], hop_s: float
+    activity: Sequence[NDArray[np.uint8]], clusters: NDArray[np.int64], hop_s: float, most: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Who of the global speakers speaks in each frame.
 
@@ -93,11 +93,12 @@ def reconstruct(
         activity: Of each window.
         clusters: The global speaker of each local one, or `INACTIVE`; shape (windows, LOCAL_SPEAKERS).
         hop_s: Between windows.
+        most: Speakers at once, at the most. Where more speak than were told apart, the others become one more.
 
     Returns:
         Two arrays of shape (frames, speakers): with overlap, and with at most one speaker a frame.
     """
-    count = speaker_count(activity, hop_s)
+    count = np.minimum(speaker_count(activity, hop_s), most)
     speakers = int(clusters.max(initial=INACTIVE)) + 1
     heard = np.zeros((len(count), max(speakers, int(count.max(initial=0)))), np.float32)
     for window, local in enumerate(activity):

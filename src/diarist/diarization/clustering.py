@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 from diarist.diarization.activity import INACTIVE
 from diarist.diarization.frames import FRAMES
-from diarist.diarization.vbx import Plda, responsibilities
+from diarist.diarization.vbx import Plda, VbxOptions, vbx
 
 Method = Literal["centroid", "vbx"]
 Floats = NDArray[np.float64]
@@ -29,6 +29,7 @@ MIN_CLUSTER_SIZE = 12
 VBX_THRESHOLD = 0.6
 """Distance at which the first guess of VBx stops merging."""
 _MIN_ALONE = 0.2  # share of a window's frames in which a local speaker must be alone to help find the persons
+_LEAST_PRIOR = 1e-7  # a speaker whom VBx gives less has been given up
 _MAX_LINKED = 4000  # linkage takes the square of this in memory; longer recordings are sampled evenly
 
 
@@ -160,7 +161,8 @@ def _vbx_centroids(training: Floats, plda: Plda, bounds: SpeakerBounds) -> tuple
     sample = _sampled(training)
     tree = linkage(_unit(sample), "centroid", "euclidean")
     initial = _compact(fcluster(tree, VBX_THRESHOLD, "distance"))
-    weights = responsibilities(plda(sample), plda.between, initial)
+    responsibilities, prior = vbx(plda(sample), plda.between, initial, VbxOptions())
+    weights = responsibilities[:, prior > _LEAST_PRIOR]
     count = bounds.clamp(weights.shape[1])
     if count != weights.shape[1]:
         return _k_means(sample, count), False

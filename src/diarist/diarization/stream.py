@@ -206,6 +206,9 @@ class DiarizationStream:
             raise ValueError("this stream was begun without speakers")
         with self._timed("clustering"):
             activity = np.array(self._activity, np.uint8).reshape(-1, FRAMES, LOCAL_SPEAKERS)
+            bounds = SpeakerBounds(
+                num_speakers or min_speakers or 1, num_speakers or max_speakers or SpeakerBounds().most
+            )
             alone = activity * (activity.sum(axis=2, keepdims=True) == 1)
             labels, centroids = cluster(
                 self._voices.embeddings(),
@@ -213,11 +216,9 @@ class DiarizationStream:
                 alone.sum(axis=1, dtype=np.int64),
                 method=self._diarizer.clustering,
                 plda=self._diarizer.plda,
-                bounds=SpeakerBounds(
-                    num_speakers or min_speakers or 1, num_speakers or max_speakers or SpeakerBounds().most
-                ),
+                bounds=bounds,
             )
-            overlapping, exclusive = reconstruct(self._activity, labels, self._hop_s)
+            overlapping, exclusive = reconstruct(self._activity, labels, self._hop_s, bounds.most)
             return self._named(overlapping, exclusive, centroids.astype(np.float32))
 
     def _named(

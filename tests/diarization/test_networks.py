@@ -1,0 +1,82 @@
+"""Both networks against ONNX Runtime on the files that the weights come from."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from diarist.compute import choose
+from diarist.diarization import features
+from diarist.diarization.embedding import EmbeddingModel
+from diarist.diarization.segmentation import SegmentationModel
+from diarist.models import load_embedding, load_segmentation
+
+EXACT = choose("cpu", "float32")
+
+
+def onnx_session(model) -> onnxruntime.InferenceSession:
+    (path,) = [path for path in model.files.values() if path.suffix == ".onnx"]
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def sound() -> np.ndarray:
+    """Three windows with speech-like changes of loudness and pitch."""
+    t = np.arange(160_000) / 16_000
+    rng = np.random.default_rng(0)
+    rows = [
+        np.sin(2 * np.pi * f * t * (1 + 0.1 * np.sin(3 * t))) * (np.sin(2 * np.pi * 2 * t) > 0) * 0.2
+        + rng.normal(0, 0.01, t.size)
+        for f in (110, 180, 260)
+    ]
+    return np.stack(rows).astype(np.float32)
+
+
+def test_segmentation_equals_onnx_runtime(segmentation_model, sound):
+    session = onnx_session(segmentation_model)
+    expected = session.run(None, {session.get_inputs()[0].name: sound[:, None]})[0]
+    ours = SegmentationModel(load_segmentation(segmentation_model), EXACT)(torch.from_numpy(sound)).numpy()
+    assert ours.shape == (3, 589, 7)
+    np.testing.assert_allclose(np.exp(ours), np.exp(expected), atol=1e-3)
+
+
+def test_windows_cut_from_one_filtered_stretch_equal_windows_alone(segmentation_model, sound):
+    model = SegmentationModel(load_segmentation(segmentation_model), EXACT)
+    stretch = torch.from_numpy(np.concatenate(sound))
+    starts = [0, 270 * 59, 270 * 500]
+    together = model.windows(model.filtered(stretch), starts)
+    alone = model(torch.stack([stretch[start : start + 160_000] for start in starts]))
+    torch.testing.assert_close(together.exp(), alone.exp(), atol=1e-3, rtol=0)
+
+
+def test_embedding_equals_onnx_runtime(embedding_model, sound):
+    mel = features.log_mel(torch.from_numpy(sound[:, :64_000]))
+    mel = mel - mel.mean(dim=1, keepdim=True)
+    session = onnx_session(embedding_model)
+    expected = session.run(None, {session.get_inputs()[0].name: mel.numpy()})[0]
+    ours = EmbeddingModel(load_embedding(embedding_model), EXACT)(mel).numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
+def test_a_mask_selects_frames(embedding_model, sound):
+    """Pooling under a mask equals pooling only what it selects."""
+    model = EmbeddingModel(load_embedding(embedding_model), EXACT)
+    mel = features.log_mel(torch.from_numpy(sound[0]))
+    trunk = model.trunk(mel - mel.mean(dim=0))
+    mask = torch.zeros(2, len(trunk))
+    mask[0, 20:70] = 1
+    mask[1, 80:110] = 1
+    whole = model.pool(trunk, mask)
+    for row, part in zip(whole, (trunk[20:70], trunk[80:110]), strict=True):
+        torch.testing.assert_close(row, model.pool(part, torch.ones(1, len(part)))[0], atol=1e-3, rtol=1e-3)
+
+
+def test_filter_banks_have_kaldis_shape_and_floor():
+    silence = features.log_mel(torch.zeros(16_000))
+    assert silence.shape == (98, 80)
+    assert torch.allclose(silence, torch.full_like(silence, float(np.log(np.finfo(np.float32).eps))))
+    tone = torch.sin(torch.arange(16_000) * 2 * torch.pi * 1000 / 16_000) * 0.1
+    peak = features.log_mel(tone).mean(dim=0).argmax()
+    edges = [1127 * np.log1p(f / 700) for f in (20, 8000)]
+    expected = (1127 * np.log1p(1000 / 700) - edges[0]) / (edges[1] - edges[0]) * 81 - 1
+    assert abs(float(peak) - expected) < 1

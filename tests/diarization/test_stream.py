@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+from pyannote.core import Annotation
+from pyannote.core import Segment as Interval
+from pyannote.metrics.diarization import DiarizationErrorRate
+
+from diarist.audio import decode
+from diarist.compute import choose
+from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
+from diarist.models import load_embedding, load_plda, load_segmentation
+
+
+@pytest.fixture(scope="module")
+def diarizers(segmentation_model, embedding_model, plda_model):
+    parts = load_segmentation(segmentation_model), load_embedding(embedding_model), load_plda(plda_model)
+    return {method: Diarizer(*parts, choose("cpu"), method) for method in ("centroid", "vbx")}
+
+
+@pytest.fixture(scope="module")
+def sample(sample_recording):
+    return decode(sample_recording.wav)[0]
+
+
+def diarized(diarizer: Diarizer, waveform: np.ndarray, block: int = 480_000, **hints: int) -> Diarization:
+    return streamed(diarizer, waveform, block).turns(**hints)
+
+
+def streamed(diarizer: Diarizer, waveform: np.ndarray, block: int) -> DiarizationStream:
+    stream = diarizer.stream(speakers=True)
+    for start in range(0, len(waveform), block):
+        stream.push(waveform[start : start + block])
+    stream.finish()
+    return stream
+
+
+def read_rttm(path, uri: str | None = None) -> Annotation:
+    annotation = Annotation()
+    for index, line in enumerate(path.read_text().splitlines()):
+        fields = line.split()
+        if uri is None or fields[1] == uri:
+            annotation[Interval(float(fields[3]), float(fields[3]) + float(fields[4])), index] = fields[7]
+    return annotation
+
+
+def errors(reference: Annotation, turns, duration: float) -> tuple[float, float]:
+    """Seconds of error, and of speech; collar 0, overlap scored."""
+    hypothesis = turns
+    if not isinstance(turns, Annotation):
+        hypothesis = Annotation()
+        for index, turn in enumerate(turns):
+            hypothesis[Interval(turn.start, turn.end), index] = turn.speaker
+    parts = DiarizationErrorRate(collar=0.0, skip_overlap=False)(
+        reference, hypothesis, uem=Interval(0, duration), detailed=True
+    )
+    return parts["missed detection"] + parts["false alarm"] + parts["confusion"], parts["total"]
+
+
+def test_the_sample_has_two_speakers(diarizers, sample, sample_recording):
+    for diarizer in diarizers.values():
+        found = diarized(diarizer, sample)
+        assert found.speakers == ("SPEAKER_00", "SPEAKER_01")
+        assert found.turns[0].speaker == "SPEAKER_00"
+        assert found.embeddings.shape == (2, 256)
+        wrong, total = errors(read_rttm(sample_recording.rttm), found.turns, 30.0)
+        assert wrong / total < 0.08  # the reference implementation: 5.2 %
+
+
+@pytest.mark.parametrize("block", [16_000, 33_333])
+def test_the_result_does_not_depend_on_how_the_sound_comes(segmentation_model, embedding_model, sample, block):
+    """In float32: with less, windows of different batches round differently."""
+    tensors = load_segmentation(segmentation_model), load_embedding(embedding_model)
+    exact = Diarizer(*tensors, None, choose("cpu", "float32"))
+    sound = np.tile(sample, 2)
+    whole = streamed(exact, sound, len(sound))
+    pieces = streamed(exact, sound, block)
+    one, other = whole.turns().turns, pieces.turns().turns
+    assert [turn.speaker for turn in one] == [turn.speaker for turn in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.start == pytest.approx(b.start, abs=0.04)
+        assert a.end == pytest.approx(b.end, abs=0.04)
+
+
+def test_what_is_settled_stays(diarizers, sample):
+    sound = np.tile(sample, 2)
+    stream = diarizers["centroid"].stream(speakers=False)
+    seen: list[tuple[float, list]] = []
+    for start in range(0, len(sound), 80_000):
+        stream.push(sound[start : start + 80_000])
+        seen.append((stream.settled, stream.speech()))
+    stream.finish()
+    final = stream.speech()
+    assert stream.settled == pytest.approx(60, abs=0.1)
+    assert [settled for settled, _ in seen] == sorted(settled for settled, _ in seen)
+    for settled, speech in seen:
+        assert sum(s.duration for s in speech) == pytest.approx(
+            sum(max(0.0, min(s.end, settled) - s.start) for s in final), abs=1e-6
+        )
+
+
+def test_memory_does_not_grow_with_the_recording(diarizers, sample):
+    stream = diarizers["centroid"].stream(speakers=True)
+    held = []
+    for _ in range(8):
+        stream.push(sample)
+        voices = stream._voices
+        held.append(stream._kept.numel() + voices._features.numel() + voices._trunk.numel() + voices._sound.numel())
+    assert max(held[4:]) < 1.3 * max(held[:4])
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_the_number_of_speakers_can_be_given(diarizers, sample, wanted):
+    for diarizer in diarizers.values():
+        assert len(diarized(diarizer, sample, num_speakers=wanted).speakers) <= wanted
+    assert len(diarized(diarizers["centroid"], sample, max_speakers=1).speakers) == 1
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        np.zeros(0, np.float32),
+        np.zeros(1, np.float32),
+        np.zeros(15_999, np.float32),
+        np.zeros(400_000, np.float32),
+        np.full(200_000, 0.5, np.float32),
+        np.random.default_rng(0).normal(0, 0.1, 300_000).astype(np.float32),
+    ],
+    ids=["nothing", "one sample", "under a second", "silence", "dc", "noise"],
+)
+def test_h27_degenerate_sound_gives_a_sane_result(diarizers, sound):
+    for diarizer in diarizers.values():
+        stream = streamed(diarizer, sound, 100_000)
+        found = stream.turns()
+        assert all(0 <= turn.start < turn.end <= len(sound) / 16_000 for turn in found.turns)
+        assert np.isfinite(found.embeddings).all()
+        assert len(found.speakers) == len(found.embeddings)
+
+
+def test_agrees_with_the_reference_implementation(diarizers, shared_data):
+    """Error rates against the truth, summed over a conversation and the meetings, beside pyannote.audio 4.0.7's."""
+    folder = shared_data.parent / "reference"
+    names = ["two00", *(f"{name}" for name in ("dev00", "trn00", "trn03", "trn05", "trn06", "tst00"))]
+    for method, suffix in (("centroid", "3.1"), ("vbx", "vbx")):
+        ours = theirs = total = 0.0
+        for name in names:
+            conversation = shared_data / "conversations" / f"{name}.flac"
+            path = conversation if conversation.exists() else shared_data / "meetings" / f"{name}.flac"
+            truth_path = path.with_suffix(".rttm")
+            truth = read_rttm(truth_path if truth_path.exists() else path.parent / "references.rttm", name)
+            waveform = decode(path)[0]
+            duration = len(waveform) / 16_000
+            wrong, spoken = errors(truth, diarized(diarizers[method], waveform).turns, duration)
+            ours += wrong
+            theirs += errors(truth, read_rttm(folder / f"{name}.{suffix}.rttm"), duration)[0]
+            total += spoken
+        assert 100 * ours / total < 100 * theirs / total + 1.0
