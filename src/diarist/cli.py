@@ -493,7 +493,12 @@ def models_pull(
         for name, kind in _parts(names or [name for name in defaults if name and name != configuration.NO_MODEL]):
             with _fetching(quiet=quiet) as progress:
                 local = models.pull(
-                    name, kind=kind, token=settings.token, progress=progress, cache_dir=settings.cache_dir
+                    name,
+                    kind=kind,
+                    offline=settings.offline,
+                    token=settings.token,
+                    progress=progress,
+                    cache_dir=settings.cache_dir,
                 )
             if not quiet:
                 _say(f"{local.name}: {local.directory} ({local.source}; {local.licence})")

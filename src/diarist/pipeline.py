@@ -21,6 +21,7 @@ from diarist.asr.recognizer import RecognitionStream, Recognizer
 from diarist.attribution import attribute
 from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, waveform_stream
 from diarist.compute import Compute, choose
+from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarizer
 from diarist.errors import OptionError
 from diarist.timeline import Segment, Turn
@@ -118,7 +119,7 @@ class Pipeline:
         device: str = "auto",
         dtype: str = "auto",
         *,
-        clustering: str | None = None,
+        clustering: Method | None = None,
         batch_size: int | None = None,
         threads: int | None = None,
         offline: bool = False,
@@ -138,7 +139,7 @@ class Pipeline:
         self.compute = choose(device, dtype)
         self.diarizes = diarization_model is not None
         parts = models.diarization_parts(diarization_model or "default")
-        chosen = clustering or parts.clustering
+        chosen: Method = parts.clustering if clustering is None else clustering
         if chosen == "vbx" and parts.plda is None:
             raise OptionError("clustering", f"{diarization_model!r} has no PLDA, which vbx needs; use centroid")
 

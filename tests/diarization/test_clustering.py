@@ -90,8 +90,8 @@ def test_vbx_equals_the_equations_in_loops():
         log_p = np.zeros((40, 3))
         for s in range(3):
             inverse = 1 / (1 + options.fa / options.fb * gamma[:, s].sum() * between)
-            alpha = options.fa / options.fb * inverse * sum(
-                gamma[t, s] * np.sqrt(between) * features[t] for t in range(40)
+            alpha = (
+                options.fa / options.fb * inverse * sum(gamma[t, s] * np.sqrt(between) * features[t] for t in range(40))
             )
             for t in range(40):
                 likelihood = alpha @ (np.sqrt(between) * features[t]) - 0.5 * (inverse + alpha**2) @ between

@@ -24,7 +24,8 @@ _MIN_CLEAN_FRAMES = 2  # with fewer frames of a speaker alone, the embedding hea
 
 def local_activity(log_probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Who speaks, by the likeliest class of each frame: (..., 7) to (..., 3)."""
-    return _CLASS_SPEAKERS[log_probabilities.argmax(axis=-1)]
+    active: NDArray[np.uint8] = _CLASS_SPEAKERS[log_probabilities.argmax(axis=-1)]
+    return active
 
 
 def pooling_masks(activity: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -54,8 +55,7 @@ class FrameMean:
     def mean(self, start: int, stop: int) -> NDArray[np.float32]:
         """Of frames `start` to `stop`; 0 where no window has been heard."""
         part = slice(start, min(stop, len(self._sum)))
-        mean: NDArray[np.float32] = self._sum[part] / np.maximum(self._count[part], 1)
-        return mean
+        return np.divide(self._sum[part], np.maximum(self._count[part], 1), dtype=np.float32)
 
 
 def runs(active: NDArray[np.bool_], first_frame: int = 0) -> list[Segment]:

@@ -92,19 +92,19 @@ def _unit(x: Floats) -> Floats:
 
 
 def _means(embeddings: Floats, labels: Labels) -> Floats:
-    return np.vstack([embeddings[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
+    return np.asarray(np.vstack([embeddings[labels == label].mean(axis=0) for label in range(labels.max() + 1)]))
 
 
 def _compact(labels: Labels) -> Labels:
     """The same clusters, numbered 0 ... k - 1."""
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    return np.asarray(np.unique(labels, return_inverse=True)[1], np.int64)
 
 
 def _sampled(embeddings: Floats) -> Floats:
     """At most `_MAX_LINKED` of them, evenly over the recording."""
     if len(embeddings) <= _MAX_LINKED:
         return embeddings
-    return embeddings[np.linspace(0, len(embeddings) - 1, _MAX_LINKED).astype(int)]
+    return np.asarray(embeddings[np.linspace(0, len(embeddings) - 1, _MAX_LINKED).astype(int)])
 
 
 def _centroid_linkage(training: Floats, bounds: SpeakerBounds) -> Floats:
@@ -122,7 +122,7 @@ def _centroid_linkage(training: Floats, bounds: SpeakerBounds) -> Floats:
         labels = _cut_for_count(tree, count, least_size)
         large = _large(labels, least_size)
     if len(large) == 0:
-        return sample.mean(axis=0, keepdims=True)
+        return np.asarray(sample.mean(axis=0, keepdims=True))
     centroids = np.vstack([unit[labels == label].mean(axis=0) for label in large])
     if len(centroids) < bounds.least:
         return _k_means(sample, bounds.least)
@@ -137,7 +137,7 @@ def _centroid_linkage(training: Floats, bounds: SpeakerBounds) -> Floats:
 
 def _large(labels: NDArray[np.integer], least_size: int) -> NDArray[np.integer]:
     found, sizes = np.unique(labels, return_counts=True)
-    return found[sizes >= least_size]
+    return np.asarray(found[sizes >= least_size])
 
 
 def _cut_for_count(tree: Floats, count: int, least_size: int) -> NDArray[np.integer]:

@@ -23,7 +23,12 @@ class Convolution(Protocol):
 
 
 def convolution(
-    weight: Tensor, bias: Tensor, *, stride: int = 1, padding: tuple[int, int] = (0, 0), size: tuple[int, int] = (64, 64)
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    size: tuple[int, int] = (64, 64),
 ) -> Convolution:
     """Prepare a convolution for the device and type of its weight.
 
@@ -34,7 +39,7 @@ def convolution(
         padding: Zeros around height and width.
         size: About the height and width that the input will have; the packing is tuned to it and right for any.
     """
-    packs = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends.mkldnn.is_available()
+    packs = hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
     if weight.device.type == "cpu" and packs and weight.dtype in (torch.float32, torch.bfloat16):
         return _Packed(weight, bias, stride, padding, size)
     return _Plain(weight, bias, stride, padding)
@@ -75,7 +80,7 @@ class _Packed:
         return y
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(  # noqa: SLF001
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
             residual, x, self.weight, self.bias, self.padding, self.stride, [1, 1], 1, "add", 1.0, "relu", [], ""
         )
         return y

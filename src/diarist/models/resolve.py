@@ -280,12 +280,13 @@ def pull(
     name: str,
     *,
     kind: Kind | None = None,
+    offline: bool = False,
     token: str | None = None,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
 ) -> LocalModel:
     """Fetch a model unless it is here. Takes hub ids too; those count as recognition models unless `kind` says else."""
-    return resolve(name, kind or _kind_of(name), token=token, progress=progress, cache_dir=cache_dir)
+    return resolve(name, kind or _kind_of(name), offline=offline, token=token, progress=progress, cache_dir=cache_dir)
 
 
 def path(name: str, *, kind: Kind | None = None, cache_dir: Path | None = None) -> Path:
