@@ -38,6 +38,7 @@ def test_the_sample_end_to_end(pipeline, sample_recording):
     assert transcript.duration == pytest.approx(30, abs=0.1)
     assert len(transcript.speakers) == 2
     assert {utterance.speaker for utterance in transcript.utterances} == set(transcript.speakers)
+    assert transcript.utterances[0].speaker == "SPEAKER_00"
     assert "New Jersey" in transcript.text
     assert Transcript.from_json(transcript.to_json()) == transcript
     assert transcript.models["asr"]["name"] == "base"

@@ -5,9 +5,9 @@ that its speech fills are queued for recognition, and of its sound only what no 
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from diarist.compute import Compute, choose
 from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarizer
 from diarist.errors import OptionError
-from diarist.timeline import Segment, Turn
+from diarist.timeline import Segment, Turn, Word
 from diarist.transcript import Transcript, build, settle
 
 MAX_SPEAKERS = 64
@@ -306,7 +306,7 @@ class Pipeline:
                 hints = request.hints
                 found = diarization.turns(hints.num_speakers, hints.min_speakers, hints.max_speakers)
                 attribution = attribute(words, found.exclusive_turns)
-                words, turns = list(attribution.words), found.turns
+                words, turns = _named_by_appearance(attribution.words, found.turns)
                 warnings += attribution.warnings()
             return build(
                 words,
@@ -355,6 +355,16 @@ def _feed(
     left_from = recognition.push(diarization.speech(offset), kept[:settled], offset, final=final)
     taken = round((left_from - offset) * SAMPLE_RATE)
     return kept[taken:], offset + taken / SAMPLE_RATE
+
+
+def _named_by_appearance(words: Iterable[Word], turns: Iterable[Turn]) -> tuple[list[Word], tuple[Turn, ...]]:
+    """Number the speakers in the order in which a reader meets them; those who say no word come last."""
+    words, turns = list(words), list(turns)
+    known = {turn.speaker for turn in turns}
+    met = dict.fromkeys([word.speaker for word in words if word.speaker in known] + [turn.speaker for turn in turns])
+    names = {speaker: f"SPEAKER_{number:02d}" for number, speaker in enumerate(met)}
+    renamed = [replace(word, speaker=names.get(word.speaker or "", word.speaker)) for word in words]
+    return renamed, tuple(Turn(turn.segment, names[turn.speaker]) for turn in turns)
 
 
 def _unheard_warnings(unheard: tuple[Segment, ...]) -> list[str]:
