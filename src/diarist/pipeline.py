@@ -5,8 +5,7 @@ that its speech fills are queued for recognition, and of its sound only what no 
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from diarist.compute import Compute, choose
 from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarizer
 from diarist.errors import OptionError
+from diarist.stopwatch import Stopwatch
 from diarist.timeline import Segment, Turn, Word
 from diarist.transcript import Transcript, build, settle
 
@@ -150,7 +150,6 @@ class Pipeline:
         segmentation = find(parts.segmentation, "segmentation")
         embedding = find(parts.embedding, "embedding") if self.diarizes else None
         plda = find(parts.plda, "plda") if self.diarizes and chosen == "vbx" and parts.plda else None
-        self._asr_name = asr_model
         self.recognizer = Recognizer(
             models.load_whisper(asr), self.compute, rows=batch_size or _ROWS[self.compute.device.type]
         )
@@ -273,7 +272,8 @@ class Pipeline:
 
         Several sessions may be under way at once: their windows share the batches of the loop.
         """
-        clock = _Clock()
+        begun = time.perf_counter()
+        clock = Stopwatch()
         diarization = self._diarizer.stream(speakers=request.diarize)
         recognition = self.recognizer.stream(request.decoding)
         kept = np.zeros(0, np.float32)  # sound that no window has taken yet
@@ -285,19 +285,19 @@ class Pipeline:
                 progress(Progress(stage, max(0.0, offset - recognition.waiting_s), total))
 
         try:
-            for block in clock.over("decode", audio):
+            for block in _timed_blocks(clock, audio):
                 kept = np.concatenate([kept, block])
                 diarization.push(block)
                 kept, offset = _feed(recognition, diarization, kept, offset, final=False)
                 while recognition.waiting and not self.recognizer.loop.wanted:
                     report("transcribing")
-                    yield from clock.waiting("recognition")
+                    yield from _timed_wait(clock)
             diarization.finish()
             duration = audio.seconds_read
             kept, offset = _feed(recognition, diarization, kept, offset, final=True)
             while recognition.waiting:
                 report("transcribing")
-                yield from clock.waiting("recognition")
+                yield from _timed_wait(clock)
             report("naming speakers")
             speech = recognition.result()
             warnings = [*audio.warnings, *_unheard_warnings(speech.unheard)]
@@ -315,7 +315,7 @@ class Pipeline:
                 turns=turns,
                 segments=speech.segments,
                 models=self.models if request.diarize else {**self.models, "diarization": None},
-                timings=clock.timings(diarization.seconds),
+                timings={**clock.seconds, **diarization.seconds, "total": time.perf_counter() - begun},
                 warnings=warnings,
             )
         finally:
@@ -381,35 +381,17 @@ def _describe(model: models.LocalModel, compute: Compute) -> dict[str, Any]:
     }
 
 
-class _Clock:
-    """Seconds spent in each stage of one session."""
+def _timed_blocks(clock: Stopwatch, audio: AudioStream) -> Iterator[NDArray[np.float32]]:
+    """The blocks of a recording, counting the time that each takes to come."""
+    while True:
+        with clock.timed("decode"):
+            block = next(audio, None)
+        if block is None:
+            return
+        yield block
 
-    def __init__(self) -> None:
-        self._begun = time.perf_counter()
-        self._spent: dict[str, float] = {}
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[stage] = self._spent.get(stage, 0.0) + time.perf_counter() - begun
-
-    def over(self, stage: str, blocks: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-        """The blocks, counting the time that each takes to come."""
-        while True:
-            with self._timed(stage):
-                block = next(blocks, None)
-            if block is None:
-                return
-            yield block
-
-    def waiting(self, stage: str) -> Generator[None, None, None]:
-        """Yield once, counting the time until the session is resumed."""
-        with self._timed(stage):
-            yield
-
-    def timings(self, others: Mapping[str, float]) -> dict[str, float]:
-        """All stages, those timed elsewhere included, and the total."""
-        return {**self._spent, **others, "total": time.perf_counter() - self._begun}
+def _timed_wait(clock: Stopwatch) -> Generator[None, None, None]:
+    """Yield once, counting the time until the session is resumed."""
+    with clock.timed("recognition"):
+        yield

@@ -4,9 +4,7 @@ What is kept of the past is small: local activity and embeddings of each window.
 will hear; of the speaker network's trunk, only what they will pool.
 """
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +37,7 @@ from diarist.diarization.frames import (
 )
 from diarist.diarization.segmentation import SegmentationModel
 from diarist.diarization.vbx import Plda
+from diarist.stopwatch import Stopwatch
 from diarist.timeline import Segment, Turn
 
 SPEAKER_HOP_S = 1.0
@@ -107,23 +106,19 @@ class DiarizationStream:
         self._activity: list[NDArray[np.uint8]] = []
         self._voices = _Voices(diarizer.embedding) if speakers and diarizer.embedding is not None else None
         self._finished = False
-        self.seconds = {"segmentation": 0.0, "embedding": 0.0, "clustering": 0.0}
-        """Work time of each stage so far."""
+        self._clock = Stopwatch()
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - begun
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Work time of each stage so far: segmentation, embedding, clustering."""
+        return self._clock.seconds
 
     def push(self, block: NDArray[np.float32]) -> None:
         """Hear the next samples: mono, 16 kHz, shape (samples,)."""
         samples = torch.from_numpy(np.ascontiguousarray(block, np.float32))
         self._samples += len(samples)
         self._kept = torch.cat([self._kept, samples])
-        with self._timed("embedding"):
+        with self._clock.timed("embedding"):
             if self._voices:
                 self._voices.push(samples)
         self._segment(self._complete())
@@ -139,7 +134,7 @@ class DiarizationStream:
             silence = max(0, end - self._samples)
             self._kept = torch.cat([self._kept, torch.zeros(silence)])
             self._segment(total)
-        with self._timed("embedding"):
+        with self._clock.timed("embedding"):
             if self._voices:
                 self._voices.finish()
 
@@ -155,7 +150,7 @@ class DiarizationStream:
         while self._window < stop:
             batch = range(self._window, min(stop, self._window + _BATCH))
             firsts = [window_frame(window, self._hop_s) for window in batch]
-            with self._timed("segmentation"):
+            with self._clock.timed("segmentation"):
                 begin = firsts[0] * FRAME_SAMPLES - self._kept_from
                 stretch = self._kept[begin : firsts[-1] * FRAME_SAMPLES - self._kept_from + WINDOW_SAMPLES]
                 bands = self._diarizer.segmentation.filtered(stretch)
@@ -165,7 +160,7 @@ class DiarizationStream:
                 for first, window in zip(firsts, log_probabilities, strict=True):
                     self._speech.add(first, 1.0 - np.exp(window[:, 0]))
                 self._activity += list(activity)
-            with self._timed("embedding"):
+            with self._clock.timed("embedding"):
                 if self._voices:
                     self._voices.expect(firsts, activity)
             self._window = batch.stop
@@ -204,7 +199,7 @@ class DiarizationStream:
         """
         if self._voices is None:
             raise ValueError("this stream was begun without speakers")
-        with self._timed("clustering"):
+        with self._clock.timed("clustering"):
             activity = np.array(self._activity, np.uint8).reshape(-1, FRAMES, LOCAL_SPEAKERS)
             bounds = SpeakerBounds(
                 num_speakers or min_speakers or 1, num_speakers or max_speakers or SpeakerBounds().most
