@@ -346,6 +346,7 @@ def test_ctrl_c_leaves_nothing_half_written(folder):
         [sys.executable, FAKE, "transcribe", "a.wav", "sleep.wav", "-f", "all", "-o", "out"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (a background job ignores it)
     )
     for line in process.stderr:
         if line == b"sleeping\n":

@@ -95,7 +95,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets a mark, not an exception
-    app(prog_name="diarist")
+    try:
+        app(prog_name="diarist")
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk has been told; what cannot be written must not change the exit status
+            _discard_output()
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -142,8 +148,13 @@ def _reported(*, debug: bool) -> Iterator[None]:
 
 def _leave_pipe() -> NoReturn:
     """Whoever read our output has gone (`diarist ... | head`): nothing is left to say, not even at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard_output()
     raise typer.Exit(1)
+
+
+def _discard_output() -> None:
+    """Whatever is still to be written to standard output goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- progress -------------------------------------------------------------------------------------------------------

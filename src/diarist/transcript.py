@@ -343,11 +343,12 @@ def settle(words: Iterable[Word], duration: float) -> list[Word]:
     """
     duration = _milliseconds(duration, 0.0, math.inf)
     spoken = [replace(word, text=text) for word in words if (text := _unicode(word.text).strip())]
-    kept = _longest_in_order([min(max(word.start, 0.0), duration) for word in spoken])
+    starts = [min(max(word.start, 0.0), duration) for word in spoken]
+    kept = _longest_in_order(starts)
     settled: list[Word] = []
     reached = 0.0
     for before, here in pairwise([-1, *kept, len(spoken)]):
-        start = _milliseconds(spoken[here].start, 0.0, duration) if here < len(spoken) else duration
+        start = _milliseconds(starts[here], 0.0, duration) if here < len(spoken) else duration
         if before >= 0:
             reached = _milliseconds(spoken[before].end, settled[-1].start, start)
             settled[-1] = replace(settled[-1], end=reached)

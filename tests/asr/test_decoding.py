@@ -117,14 +117,14 @@ def test_cancelled_jobs_deliver_nothing_and_free_their_rows(loop, sample_wavefor
     assert not loop.pending
 
 
-def test_prompt_and_hotwords_change_the_spelling(loop, sample_waveform):
+def test_prompts_are_read_and_cut_to_what_fits(loop, sample_waveform):
     (plain,) = decode(loop, [sample_waveform])
-    shouting = dataclasses.replace(
-        ENGLISH, initial_prompt="HELLO. OH, HELLO. I DIDN'T KNOW YOU WERE THERE. NEITHER DID I."
-    )
-    (shouted,) = decode(loop, [sample_waveform], shouting)
-    text = loop.vocabulary.decode(shouted.tokens)
-    assert sum(c.isupper() for c in text) > 3 * sum(c.isupper() for c in loop.vocabulary.decode(plain.tokens))
+    prompted = dataclasses.replace(ENGLISH, initial_prompt="Diane, a writer in New Jersey.", hotwords="Sheila")
+    job = Job(torch.from_numpy(sample_waveform), prompted, SpokenLanguage("en"), lambda _: None)
+    previous = loop.vocabulary.encode(" Sheila Diane, a writer in New Jersey.")
+    assert loop._prompt(job) == [loop.vocabulary.previous, *previous, 50258, 50259, 50359]
+    (informed,) = decode(loop, [sample_waveform], prompted)
+    assert informed.avg_logprob != pytest.approx(plain.avg_logprob, abs=1e-3)
     long = dataclasses.replace(ENGLISH, hotwords="wonderful " * 500)  # longer than the decoder: cut, not refused
     assert decode(loop, [sample_waveform], long)[0].tokens
 

@@ -55,7 +55,7 @@ class Window:
 
         >>> window = Window((Segment(10, 12), Segment(20, 25)))
         >>> window.locate(1.5), window.locate(2), window.locate(2, ending=True), window.locate(99)
-        (11.5, 20, 12, 25)
+        (11.5, 20.0, 12.0, 25)
         """
         passed = 0.0
         for piece in self.pieces:
