@@ -10,8 +10,7 @@ the filters, and filtering is linear, so with r the response to the raw sound an
 
     |filter(w * (x - mean) / std + b)|  =  (w / std) * |r + s * (b * std / w - mean)|
 
-The maximum over three neighbours of the right-hand side needs only their largest and smallest r. What is left of
-w / std cancels in the instance normalisation that follows, but for its epsilon.
+What is left of w / std cancels in the instance normalisation that follows, but for its epsilon.
 """
 
 import math
@@ -30,29 +29,26 @@ CLASSES = 7
 """Sets of at most two of three local speakers: {}, 1, 2, 3, 12, 13, 23."""
 
 _TAPS = 251
-_STRIDE = 10  # of the filter bank
+BAND_SAMPLES = 10  # stride of the filter bank: windows of a filtered stretch begin at multiples of it
 _POOL = 3
-BAND_SAMPLES = _STRIDE * _POOL  # a window may begin at multiples of this within a filtered stretch
 _EPSILON = 1e-5
 _SLOPE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Bands:
-    """A stretch of sound after the filter bank and pooling: one column every `BAND_SAMPLES`."""
+    """A stretch of sound after the filter bank."""
 
     waveform: Tensor
     """Shape (samples,), float32."""
-    highest: Tensor
-    """Largest of three neighbouring responses. Shape (columns, filters)."""
-    lowest: Tensor
-    """Smallest of them."""
+    responses: Tensor
+    """One column every `BAND_SAMPLES`. Shape (columns, filters)."""
 
     def cut(self, start: int, samples: int) -> "Bands":
         """The part that `samples` samples from `start` on give, `start` being a multiple of `BAND_SAMPLES`."""
         first = start // BAND_SAMPLES
-        columns = slice(first, first + _columns(samples))
-        return Bands(self.waveform[start : start + samples], self.highest[columns], self.lowest[columns])
+        columns = (samples - _TAPS) // BAND_SAMPLES + 1
+        return Bands(self.waveform[start : start + samples], self.responses[first : first + columns])
 
 
 class SegmentationModel:
@@ -60,15 +56,14 @@ class SegmentationModel:
 
     Args:
         tensors: As `models.load_segmentation` gives them.
-        compute: Where to run; convolutions and recurrences in its `dtype`, statistics and probabilities in float32.
+        compute: Where to run; convolutions and recurrences in its `dtype`, filters, statistics and probabilities in float32.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], compute: Compute) -> None:
         self.device, self.dtype = compute.device, compute.dtype
         weights = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
         filters = weights["sincnet.conv1d.0.filters"][:, 0]
-        # Float16 has too few exponents for faint sound next to the loud; bfloat16 changes no class that float32 finds.
-        self._filters = filters.T.contiguous().to(torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
+        self._filters = filters.T.contiguous()
         self._filter_sums = filters.sum(dim=1)
         self._wave_weight = float(weights["sincnet.wav_norm1d.weight"])
         self._wave_bias = float(weights["sincnet.wav_norm1d.bias"])
@@ -108,14 +103,7 @@ class SegmentationModel:
     def filtered(self, waveform: Tensor) -> Bands:
         """Run the filter bank over a stretch of sound of shape (samples,)."""
         waveform = waveform.to(self.device)
-        responses = waveform.to(self._filters.dtype).unfold(0, _TAPS, _STRIDE) @ self._filters
-        columns = len(responses) // _POOL
-        first, second, third = responses[: columns * _POOL].view(columns, _POOL, -1).unbind(dim=1)
-        return Bands(
-            waveform,
-            torch.maximum(torch.maximum(first, second), third),
-            torch.minimum(torch.minimum(first, second), third),
-        )
+        return Bands(waveform, waveform.unfold(0, _TAPS, BAND_SAMPLES) @ self._filters)
 
     @torch.inference_mode()
     def windows(self, bands: Bands, starts: Sequence[int]) -> Tensor:
@@ -123,7 +111,7 @@ class SegmentationModel:
 
         Args:
             bands: The stretch.
-            starts: Where the windows begin in it, in samples; multiples of `FRAME_SAMPLES`.
+            starts: Where the windows begin in it, in samples; multiples of `BAND_SAMPLES`.
 
         Returns:
             Shape (len(starts), 589, 7), float32 on the CPU.
@@ -139,10 +127,10 @@ class SegmentationModel:
         power = bands.waveform.dot(bands.waveform) / len(bands.waveform)  # many times faster than torch.var
         spread = math.sqrt(max(0.0, float(power - mean**2)) + _EPSILON) / self._wave_weight
         offset = self._filter_sums * (self._wave_bias * spread - float(mean))
-        x = torch.maximum(bands.highest + offset, (bands.lowest + offset).neg_())
+        x = _pooled((bands.responses + offset).abs_())
         x = self._normalised(x.to(self.dtype), 0, _EPSILON * spread**2)
         for index, convolve in enumerate(self._convolutions, start=1):
-            x = self._normalised(_pooled(convolve(x)), index, _EPSILON)
+            x = self._normalised(_pooled(convolve(x)[0, :, 0].T), index, _EPSILON)
         return x[0, :, 0].T
 
     def _normalised(self, columns: Tensor, index: int, epsilon: float) -> Tensor:
@@ -163,12 +151,7 @@ class SegmentationModel:
         return F.log_softmax(F.linear(x, *self._linears[-1]), dim=-1).cpu()
 
 
-def _columns(samples: int) -> int:
-    return ((samples - _TAPS) // _STRIDE + 1) // _POOL
-
-
-def _pooled(x: Tensor) -> Tensor:
-    """The largest of every three columns. Shape (1, channels, 1, columns) to (columns // 3, channels)."""
-    columns = x[0, :, 0].T
+def _pooled(columns: Tensor) -> Tensor:
+    """The largest of every three columns. Shape (columns, channels) to (columns // 3, channels)."""
     whole = len(columns) // _POOL * _POOL
     return torch.maximum(torch.maximum(columns[0:whole:_POOL], columns[1:whole:_POOL]), columns[2:whole:_POOL])

@@ -34,6 +34,7 @@ from diarist.diarization.frames import (
     frame_time,
     window_count,
     window_frame,
+    window_start,
 )
 from diarist.diarization.segmentation import SegmentationModel
 from diarist.diarization.vbx import Plda
@@ -130,7 +131,7 @@ class DiarizationStream:
         self._finished = True
         total = window_count(self._samples, self._hop_s)
         if total:
-            end = window_frame(total - 1, self._hop_s) * FRAME_SAMPLES + WINDOW_SAMPLES
+            end = window_start(total - 1, self._hop_s) + WINDOW_SAMPLES
             silence = max(0, end - self._samples)
             self._kept = torch.cat([self._kept, torch.zeros(silence)])
             self._segment(total)
@@ -141,7 +142,7 @@ class DiarizationStream:
     def _complete(self) -> int:
         """Windows whose last sample has been received."""
         count = self._window
-        while window_frame(count, self._hop_s) * FRAME_SAMPLES + WINDOW_SAMPLES <= self._samples:
+        while window_start(count, self._hop_s) + WINDOW_SAMPLES <= self._samples:
             count += 1
         return count
 
@@ -149,25 +150,24 @@ class DiarizationStream:
         """Run the segmentation network over the windows before `stop`."""
         while self._window < stop:
             batch = range(self._window, min(stop, self._window + _BATCH))
-            firsts = [window_frame(window, self._hop_s) for window in batch]
+            begins = [window_start(window, self._hop_s) for window in batch]
             with self._clock.timed("segmentation"):
-                begin = firsts[0] * FRAME_SAMPLES - self._kept_from
-                stretch = self._kept[begin : firsts[-1] * FRAME_SAMPLES - self._kept_from + WINDOW_SAMPLES]
+                stretch = self._kept[begins[0] - self._kept_from : begins[-1] - self._kept_from + WINDOW_SAMPLES]
                 bands = self._diarizer.segmentation.filtered(stretch)
-                starts = [(first - firsts[0]) * FRAME_SAMPLES for first in firsts]
+                starts = [begin - begins[0] for begin in begins]
                 log_probabilities = self._diarizer.segmentation.windows(bands, starts).numpy()
                 activity = local_activity(log_probabilities)
-                for first, window in zip(firsts, log_probabilities, strict=True):
-                    self._speech.add(first, 1.0 - np.exp(window[:, 0]))
+                for window, heard in zip(batch, log_probabilities, strict=True):
+                    self._speech.add(window_frame(window, self._hop_s), 1.0 - np.exp(heard[:, 0]))
                 self._activity += list(activity)
             with self._clock.timed("embedding"):
                 if self._voices:
-                    self._voices.expect(firsts, activity)
+                    self._voices.expect(begins, activity)
             self._window = batch.stop
             self._forget()
 
     def _forget(self) -> None:
-        needed = window_frame(self._window, self._hop_s) * FRAME_SAMPLES
+        needed = window_start(self._window, self._hop_s)
         if needed > self._kept_from:
             self._kept = self._kept[needed - self._kept_from :].clone()
             self._kept_from = needed
@@ -251,6 +251,8 @@ class _Voices:
     _BLOCK = 3000  # 30 s
     _CONTEXT = 320
     _MEAN_REACH = 500  # 5 s: half a window
+    _EXACT = 7000  # recordings of up to 70 s: few embeddings decide, and ten runs of the trunk cost little
+    _WINDOW_TRUNK = 125  # trunk frames of a window
 
     def __init__(self, model: EmbeddingModel) -> None:
         self._model = model
@@ -271,23 +273,43 @@ class _Voices:
             self._features = torch.cat([self._features, features.log_mel(self._sound[:used])])
             self._sound = self._sound[frames * features.SHIFT_SAMPLES :].clone()
 
-    def expect(self, firsts: list[int], activity: NDArray[np.uint8]) -> None:
-        """Windows that begin at frames `firsts` have been segmented."""
+    def expect(self, begins: list[int], activity: NDArray[np.uint8]) -> None:
+        """Windows that begin at samples `begins` have been segmented."""
         masks = pooling_masks(activity)
-        for first, mask in zip(firsts, masks, strict=True):
-            self._waiting.append((len(self._known), first * FRAME_SAMPLES, mask))
+        for begin, mask in zip(begins, masks, strict=True):
+            self._waiting.append((len(self._known), begin, mask))
             self._known.append(np.zeros((LOCAL_SPEAKERS, DIMENSION), np.float32))
         lookahead = self._CONTEXT + 2 * self._MEAN_REACH
         available = self._features_from + len(self._features)
-        while self._done + self._BLOCK + lookahead <= available and self._heard() >= self._done + self._BLOCK:
+        while (
+            max(self._EXACT, self._done + self._BLOCK + lookahead) < available
+            and self._heard() >= self._done + self._BLOCK
+        ):
             self._run_block(self._done + self._BLOCK)
 
     def finish(self) -> None:
         """No more sound: run what is left."""
         end = self._features_from + len(self._features)
+        if self._done == 0 and end <= self._EXACT:
+            self._embed_exactly()
+            return
         while self._done < end:
             self._run_block(min(end, self._done + self._BLOCK))
         self._pool(everything=True)
+
+    def _embed_exactly(self) -> None:
+        """Give each window a run of the trunk and a mean of its own, as the reference does."""
+        for window, sample, mask in self._waiting:
+            first = sample // features.SHIFT_SAMPLES
+            part = self._features[first : first + features.frame_count(WINDOW_SAMPLES)]
+            speaking = np.flatnonzero(mask.any(axis=0))
+            if not len(speaking) or not len(part):
+                continue
+            trunk = self._model.trunk(part - part.mean(dim=0))
+            place = np.arange(len(trunk)) * FRAMES // self._WINDOW_TRUNK
+            chosen = torch.from_numpy(mask[np.clip(place, 0, FRAMES - 1)][:, speaking].T.copy())
+            self._known[window][speaking] = self._model.pool(trunk, chosen.to(self._model.device)).numpy()
+        self._waiting = []
 
     def embeddings(self) -> NDArray[np.float32]:
         """Of every window's local speakers; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
