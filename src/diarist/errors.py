@@ -16,7 +16,13 @@
     ├── ComputeError (RuntimeError)         the requested device or dtype is not available
     │   └── OutOfMemoryError (MemoryError)
     ├── TranscriptError (ValueError)        a transcript that breaks its own rules, or JSON that is none
-    └── CancelledError                      the caller asked to stop
+    ├── CancelledError                      the caller asked to stop
+    └── EngineError
+        ├── QueueFullError                  as much is waiting as may wait
+        ├── NotReadyError                   models are loading, or the engine is stopping
+        ├── WorkerLostError                 the worker died or hung under the request: try again
+        ├── PoisonError                     the same recording has killed the worker twice
+        └── DeadlineError (TimeoutError)    the request's deadline passed
 
 Each class carries a stable `code`, which outlives rewording of messages: scripts, HTTP bodies and logs use it.
 Messages name the input and the cure and are fit to be shown to the person who made the call.
@@ -138,3 +144,47 @@ class CancelledError(DiaristError):
     """The caller asked to stop before the work was done."""
 
     code = "cancelled"
+
+
+class EngineError(DiaristError):
+    """The engine could not do a request, whatever the request was."""
+
+    code = "engine_error"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When trying again makes sense, in seconds from now; None if it does not."""
+
+    def __reduce__(self) -> tuple[type["EngineError"], tuple[str, float | None]]:
+        return type(self), (str(self), self.retry_after_s)
+
+
+class QueueFullError(EngineError):
+    """As many requests, or as much audio, are waiting as may wait."""
+
+    code = "queue_full"
+
+
+class NotReadyError(EngineError):
+    """Models are being loaded, or the engine is stopping."""
+
+    code = "not_ready"
+
+
+class WorkerLostError(EngineError):
+    """The worker died or stopped answering while it had the request; another one is being started."""
+
+    code = "worker_lost"
+
+
+class PoisonError(EngineError):
+    """The worker has died twice over the same recording, which is refused from now on."""
+
+    code = "poison_input"
+
+
+class DeadlineError(EngineError, TimeoutError):
+    """The request's deadline passed before its answer."""
+
+    code = "deadline_exceeded"
