@@ -5,7 +5,8 @@ import onnxruntime
 import pytest
 import torch
 
-from diarist.compute import choose
+from diarist.audio import decode
+from diarist.compute import Compute, choose
 from diarist.diarization import features
 from diarist.diarization.embedding import EmbeddingModel
 from diarist.diarization.segmentation import SegmentationModel
@@ -80,3 +81,13 @@ def test_filter_banks_have_kaldis_shape_and_floor():
     edges = [1127 * np.log1p(f / 700) for f in (20, 8000)]
     expected = (1127 * np.log1p(1000 / 700) - edges[0]) / (edges[1] - edges[0]) * 81 - 1
     assert abs(float(peak) - expected) < 1
+
+
+def test_bfloat16_decides_as_float32_does(segmentation_model, sample_recording):
+    """The class of a frame changes in at most two frames of a thousand; with bfloat16 cells it was six."""
+    waveform = torch.from_numpy(decode(sample_recording.wav)[0])
+    starts = [second * 16_000 for second in range(20)]
+    weights = load_segmentation(segmentation_model)
+    exact, fast = (SegmentationModel(weights, Compute(torch.device("cpu"), d)) for d in (torch.float32, torch.bfloat16))
+    one, other = (model.windows(model.filtered(waveform), starts).argmax(dim=2) for model in (exact, fast))
+    assert (one != other).float().mean() < 0.002

@@ -28,11 +28,11 @@ def local_activity(log_probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     return active
 
 
-def pooling_masks(activity: NDArray[np.uint8]) -> NDArray[np.float32]:
+def pooling_masks(activity: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Frames from which each local speaker is embedded: those without overlap, if there are enough of them."""
     alone = activity * (activity.sum(axis=-1, keepdims=True) == 1)
     enough = alone.sum(axis=-2, keepdims=True) > _MIN_CLEAN_FRAMES
-    return np.where(enough, alone, activity).astype(np.float32)
+    return np.where(enough, alone, activity)
 
 
 class FrameMean:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.cluster.vq import kmeans2
+from scipy.cluster.vq import ClusterError, kmeans2
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -44,6 +44,28 @@ class SpeakerBounds:
         return max(self.least, min(self.most, count))
 
 
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Who the local speakers are."""
+
+    labels: Labels
+    """The person of each local speaker, shape (windows, local speakers); `INACTIVE` for those who say nothing."""
+    centroids: Floats
+    """Of the persons, shape (persons, 256)."""
+    similarity: Floats
+    """Cosine of each local speaker and each person, shape (windows, local speakers, persons)."""
+
+    def margins(self) -> Floats:
+        """By how much the likeliest person is closer than the next, shape (windows, local speakers).
+
+        Infinite for local speakers who say nothing and where there is one person only.
+        """
+        if self.similarity.shape[2] < 2:
+            return np.full(self.labels.shape, np.inf)
+        second, best = np.moveaxis(np.partition(self.similarity, -2, axis=2)[..., -2:], 2, 0)
+        return np.where(self.labels == INACTIVE, np.inf, best - second)
+
+
 def cluster(
     embeddings: NDArray[np.float32],
     frames_active: NDArray[np.int64],
@@ -52,7 +74,7 @@ def cluster(
     method: Method,
     plda: Plda | None,
     bounds: SpeakerBounds,
-) -> tuple[Labels, Floats]:
+) -> Clusters:
     """Cluster the local speakers of all windows.
 
     Args:
@@ -62,29 +84,24 @@ def cluster(
         method: Centroid linkage or VBx.
         plda: For VBx.
         bounds: On the number of speakers.
-
-    Returns:
-        Labels of shape (windows, local speakers), `INACTIVE` for those who say nothing, and the speakers' centroids,
-        shape (speakers, 256).
     """
     active = frames_active > 0
-    labels = np.full(active.shape, INACTIVE, np.int64)
     if not active.any():
-        return labels, np.zeros((0, embeddings.shape[-1]))
+        nobody = np.zeros((*active.shape, 0))
+        return Clusters(np.full(active.shape, INACTIVE, np.int64), np.zeros((0, embeddings.shape[-1])), nobody)
     trainable = active & (frames_alone >= _MIN_ALONE * FRAMES)
     training = embeddings[trainable if trainable.any() else active].astype(np.float64)
     bounds = SpeakerBounds(min(bounds.least, len(training)), min(bounds.most, len(training)))
-    if len(training) == 1 or bounds.most == 1:
-        labels[active] = 0
-        return labels, training.mean(axis=0, keepdims=True)
     exclusive = False
-    if method == "vbx" and plda is not None:
+    if len(training) == 1 or bounds.most == 1:
+        centroids = training.mean(axis=0, keepdims=True)
+    elif method == "vbx" and plda is not None:
         centroids, exclusive = _vbx_centroids(training, plda, bounds)
     else:
         centroids = _centroid_linkage(training, bounds)
     similarity = _unit(embeddings.astype(np.float64)) @ _unit(centroids).T
     labels = _assign_exclusively(similarity, active) if exclusive else similarity.argmax(axis=2)
-    return np.where(active, labels, INACTIVE), centroids
+    return Clusters(np.where(active, labels, INACTIVE), centroids, similarity)
 
 
 def _unit(x: Floats) -> Floats:
@@ -175,7 +192,12 @@ def _k_means(embeddings: Floats, count: int) -> Floats:
     best: Labels | None = None
     best_spread = np.inf
     for seed in range(3):
-        centres, labels = kmeans2(unit, count, iter=50, minit="++", missing="warn", rng=np.random.default_rng(seed))
+        try:
+            centres, labels = kmeans2(
+                unit, count, iter=50, minit="++", missing="raise", rng=np.random.default_rng(seed)
+            )
+        except ClusterError:  # a cluster lost its last embedding
+            continue
         spread = float(((unit - centres[labels]) ** 2).sum())
         if len(np.unique(labels)) == count and spread < best_spread:
             best, best_spread = labels.astype(np.int64), spread

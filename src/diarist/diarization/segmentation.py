@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from torch import Tensor, nn
+from torch import Tensor
 
 from diarist.compute import Compute
 from diarist.diarization.frames import FRAMES, WINDOW_SAMPLES
-from diarist.diarization.kernels import convolution
+from diarist.diarization.kernels import convolution, recurrence
 
 CLASSES = 7
 """Sets of at most two of three local speakers: {}, 1, 2, 3, 12, 13, 23."""
@@ -76,12 +76,9 @@ class SegmentationModel:
             )
             for i, size in ((1, 5325), (2, 1773))
         ]
-        self._lstm = nn.LSTM(60, 128, num_layers=4, bidirectional=True, device=self.device, dtype=self.dtype).eval()
-        self._lstm.load_state_dict(
-            {name.removeprefix("lstm."): tensor for name, tensor in weights.items() if name.startswith("lstm.")}
+        self._recurrence = recurrence(
+            {name.removeprefix("lstm."): w.to(self.dtype) for name, w in weights.items() if name.startswith("lstm.")}, 4
         )
-        self._lstm.requires_grad_(requires_grad=False)
-        self._lstm.flatten_parameters()
         self._linears = [
             (weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in ("linear.0", "linear.1", "classifier")
         ]
@@ -145,7 +142,7 @@ class SegmentationModel:
 
     def _classified(self, x: Tensor) -> Tensor:
         """Recurrent and linear layers. `x` has shape (frames, batch, 60); returns (batch, frames, 7)."""
-        x = self._lstm(x)[0].transpose(0, 1).float()
+        x = self._recurrence(x).transpose(0, 1).float()
         for weight, bias in self._linears[:-1]:
             x = F.leaky_relu_(F.linear(x, weight, bias), _SLOPE)
         return F.log_softmax(F.linear(x, *self._linears[-1]), dim=-1).cpu()

@@ -5,7 +5,7 @@ will hear; of the speaker network's trunk, only what they will pool.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,23 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diarist.compute import Compute
-from diarist.diarization import features
 from diarist.diarization.activity import (
     LOCAL_SPEAKERS,
     FrameMean,
     local_activity,
-    pooling_masks,
     reconstruct,
     runs,
 )
-from diarist.diarization.clustering import Method, SpeakerBounds, cluster
-from diarist.diarization.embedding import DIMENSION, TRUNK_SIZE, TRUNK_STRIDE, EmbeddingModel
+from diarist.diarization.clustering import Clusters, Method, SpeakerBounds, cluster
+from diarist.diarization.embedding import DIMENSION, EmbeddingModel
+from diarist.diarization.extraction import Extractor
 from diarist.diarization.frames import (
     FRAME_S,
-    FRAME_SAMPLES,
     FRAMES,
     SAMPLE_RATE,
-    SPAN_SAMPLES,
     WINDOW_SAMPLES,
     frame_time,
     window_count,
@@ -48,6 +45,12 @@ SPEECH_HOP_S = 5.0
 SPEECH_PROBABILITY = 0.4
 """From which a frame is speech. A little below one half: a lost word costs more than a moment of silence."""
 _BATCH = 32  # windows segmented at once
+_TIE = 0.02
+"""Difference of the log-probabilities of two classes that float32 may see the other way round."""
+_TIES = 0.002
+"""Share of a window's frames that are ties, above which it is segmented again in float32: one window in seven."""
+_DOUBTFUL_MARGIN = 0.3
+"""Difference of cosines to two persons below which an approximate embedding does not settle who it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,11 @@ class Diarizer:
         clustering: Method = "centroid",
     ) -> None:
         self.segmentation = SegmentationModel(segmentation, compute)
+        self.exact_segmentation = (
+            self.segmentation
+            if compute.dtype == torch.float32
+            else SegmentationModel(segmentation, replace(compute, dtype=torch.float32))
+        )
         self.embedding = EmbeddingModel(embedding, compute) if embedding is not None else None
         self.plda = Plda(plda) if plda is not None else None
         self.clustering = clustering
@@ -105,7 +113,7 @@ class DiarizationStream:
         self._window = 0  # the next to be segmented
         self._speech = FrameMean()
         self._activity: list[NDArray[np.uint8]] = []
-        self._voices = _Voices(diarizer.embedding) if speakers and diarizer.embedding is not None else None
+        self._voices = Extractor(diarizer.embedding, self._doubtful) if speakers and diarizer.embedding else None
         self._finished = False
         self._clock = Stopwatch()
 
@@ -153,9 +161,7 @@ class DiarizationStream:
             begins = [window_start(window, self._hop_s) for window in batch]
             with self._clock.timed("segmentation"):
                 stretch = self._kept[begins[0] - self._kept_from : begins[-1] - self._kept_from + WINDOW_SAMPLES]
-                bands = self._diarizer.segmentation.filtered(stretch)
-                starts = [begin - begins[0] for begin in begins]
-                log_probabilities = self._diarizer.segmentation.windows(bands, starts).numpy()
+                log_probabilities = self._log_probabilities(stretch, [begin - begins[0] for begin in begins])
                 activity = local_activity(log_probabilities)
                 for window, heard in zip(batch, log_probabilities, strict=True):
                     self._speech.add(window_frame(window, self._hop_s), 1.0 - np.exp(heard[:, 0]))
@@ -165,6 +171,17 @@ class DiarizationStream:
                     self._voices.expect(begins, activity)
             self._window = batch.stop
             self._forget()
+
+    def _log_probabilities(self, stretch: Tensor, starts: list[int]) -> NDArray[np.float32]:
+        """Of the classes, for windows that begin at these samples of a stretch of sound."""
+        model, exact = self._diarizer.segmentation, self._diarizer.exact_segmentation
+        bands = model.filtered(stretch)
+        found: NDArray[np.float32] = model.windows(bands, starts).numpy()
+        if self._voices and exact is not model:
+            again = np.flatnonzero(_ties(found) > _TIES)
+            if len(again):
+                found[again] = exact.windows(bands, [starts[window] for window in again]).numpy()
+        return found
 
     def _forget(self) -> None:
         needed = window_start(self._window, self._hop_s)
@@ -200,21 +217,30 @@ class DiarizationStream:
         if self._voices is None:
             raise ValueError("this stream was begun without speakers")
         with self._clock.timed("clustering"):
-            activity = np.array(self._activity, np.uint8).reshape(-1, FRAMES, LOCAL_SPEAKERS)
             bounds = SpeakerBounds(
                 num_speakers or min_speakers or 1, num_speakers or max_speakers or SpeakerBounds().most
             )
-            alone = activity * (activity.sum(axis=2, keepdims=True) == 1)
-            labels, centroids = cluster(
-                self._voices.embeddings(),
-                activity.sum(axis=1, dtype=np.int64),
-                alone.sum(axis=1, dtype=np.int64),
-                method=self._diarizer.clustering,
-                plda=self._diarizer.plda,
-                bounds=bounds,
-            )
-            overlapping, exclusive = reconstruct(self._activity, labels, self._hop_s, bounds.most)
-            return self._named(overlapping, exclusive, centroids.astype(np.float32))
+            clusters = self._clusters(self._voices, 0, len(self._activity), bounds)
+            overlapping, exclusive = reconstruct(self._activity, clusters.labels, self._hop_s, bounds.most)
+            return self._named(overlapping, exclusive, clusters.centroids.astype(np.float32))
+
+    def _clusters(self, voices: Extractor, first: int, stop: int, bounds: SpeakerBounds) -> Clusters:
+        """Cluster the local speakers of some windows."""
+        activity = np.array(self._activity[first:stop], np.uint8).reshape(-1, FRAMES, LOCAL_SPEAKERS)
+        alone = activity * (activity.sum(axis=2, keepdims=True) == 1)
+        return cluster(
+            voices.embeddings(first, stop),
+            activity.sum(axis=1, dtype=np.int64),
+            alone.sum(axis=1, dtype=np.int64),
+            method=self._diarizer.clustering,
+            plda=self._diarizer.plda,
+            bounds=bounds,
+        )
+
+    def _doubtful(self, voices: Extractor, first: int, stop: int) -> NDArray[np.bool_]:
+        """Windows in which somebody is nearly as close to another person; shape (stop - first,)."""
+        margins = self._clusters(voices, first, stop, SpeakerBounds()).margins()
+        return np.asarray(margins.min(axis=1, initial=np.inf) < _DOUBTFUL_MARGIN)
 
     def _named(
         self, overlapping: NDArray[np.bool_], exclusive: NDArray[np.bool_], centroids: NDArray[np.float32]
@@ -240,156 +266,7 @@ class DiarizationStream:
         return Diarization(tuple(turns), tuple(alone), tuple(names.values()), known)
 
 
-class _Voices:
-    """Embeds the local speakers of a recording's windows, from one run of the trunk over the recording.
-
-    The trunk reads blocks of `_BLOCK` feature frames with `_CONTEXT` more on either side (its receptive field, so that
-    seams do not show). The reference subtracts from each window its own mean over time; shared, the mean must be local
-    too: a moving average over `_MEAN_REACH` frames to either side, taken twice, comes closest to it.
-    """
-
-    _BLOCK = 3000  # 30 s
-    _CONTEXT = 320
-    _MEAN_REACH = 500  # 5 s: half a window
-    _EXACT = 7000  # recordings of up to 70 s: few embeddings decide, and ten runs of the trunk cost little
-    _WINDOW_TRUNK = 125  # trunk frames of a window
-
-    def __init__(self, model: EmbeddingModel) -> None:
-        self._model = model
-        self._sound = torch.zeros(0)  # not yet made into features
-        self._features = torch.zeros(0, features.BINS)
-        self._features_from = 0  # frame at which they begin
-        self._done = 0  # frames that have been through the trunk
-        self._trunk = torch.zeros(0, TRUNK_SIZE)
-        self._trunk_from = 0  # trunk frame at which it begins
-        self._waiting: list[tuple[int, int, NDArray[np.float32]]] = []  # window, first sample, masks
-        self._known: list[NDArray[np.float32]] = []
-
-    def push(self, samples: Tensor) -> None:
-        self._sound = torch.cat([self._sound, samples])
-        frames = features.frame_count(len(self._sound))
-        if frames:
-            used = (frames - 1) * features.SHIFT_SAMPLES + features.FRAME_SAMPLES
-            self._features = torch.cat([self._features, features.log_mel(self._sound[:used])])
-            self._sound = self._sound[frames * features.SHIFT_SAMPLES :].clone()
-
-    def expect(self, begins: list[int], activity: NDArray[np.uint8]) -> None:
-        """Windows that begin at samples `begins` have been segmented."""
-        masks = pooling_masks(activity)
-        for begin, mask in zip(begins, masks, strict=True):
-            self._waiting.append((len(self._known), begin, mask))
-            self._known.append(np.zeros((LOCAL_SPEAKERS, DIMENSION), np.float32))
-        lookahead = self._CONTEXT + 2 * self._MEAN_REACH
-        available = self._features_from + len(self._features)
-        while (
-            max(self._EXACT, self._done + self._BLOCK + lookahead) < available
-            and self._heard() >= self._done + self._BLOCK
-        ):
-            self._run_block(self._done + self._BLOCK)
-
-    def finish(self) -> None:
-        """No more sound: run what is left."""
-        end = self._features_from + len(self._features)
-        if self._done == 0 and end <= self._EXACT:
-            self._embed_exactly()
-            return
-        while self._done < end:
-            self._run_block(min(end, self._done + self._BLOCK))
-        self._pool(everything=True)
-
-    def _embed_exactly(self) -> None:
-        """Give each window a run of the trunk and a mean of its own, as the reference does."""
-        for window, sample, mask in self._waiting:
-            first = sample // features.SHIFT_SAMPLES
-            part = self._features[first : first + features.frame_count(WINDOW_SAMPLES)]
-            speaking = np.flatnonzero(mask.any(axis=0))
-            if not len(speaking) or not len(part):
-                continue
-            trunk = self._model.trunk(part - part.mean(dim=0))
-            place = np.arange(len(trunk)) * FRAMES // self._WINDOW_TRUNK
-            chosen = torch.from_numpy(mask[np.clip(place, 0, FRAMES - 1)][:, speaking].T.copy())
-            self._known[window][speaking] = self._model.pool(trunk, chosen.to(self._model.device)).numpy()
-        self._waiting = []
-
-    def embeddings(self) -> NDArray[np.float32]:
-        """Of every window's local speakers; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
-        return np.array(self._known, np.float32).reshape(-1, LOCAL_SPEAKERS, DIMENSION)
-
-    def _heard(self) -> int:
-        """Feature frames up to which it is known who speaks."""
-        return self._waiting[-1][1] // features.SHIFT_SAMPLES if self._waiting else 0
-
-    def _run_block(self, stop: int) -> None:
-        """Put the feature frames up to `stop` through the trunk, if anybody speaks in them."""
-        start = self._done
-        if self._anybody(start, stop):
-            first = max(self._features_from, start - self._CONTEXT)
-            last = min(self._features_from + len(self._features), stop + self._CONTEXT)
-            centred = self._centred(first, last)
-            trunk = self._model.trunk(centred)[(start - first) // TRUNK_STRIDE :][: -(-(stop - start) // TRUNK_STRIDE)]
-        else:
-            trunk = torch.zeros(-(-(stop - start) // TRUNK_STRIDE), TRUNK_SIZE, device=self._model.device)
-        self._trunk = torch.cat([self._trunk.to(trunk.device), trunk])
-        self._done = stop
-        self._pool()
-        keep = max(0, stop - self._CONTEXT - 2 * self._MEAN_REACH)
-        if keep > self._features_from:
-            self._features = self._features[keep - self._features_from :].clone()
-            self._features_from = keep
-
-    def _anybody(self, start: int, stop: int) -> bool:
-        """Whether a waiting window selects anything of these feature frames."""
-        block = Segment(start * features.SHIFT_SAMPLES, stop * features.SHIFT_SAMPLES + features.FRAME_SAMPLES)
-        for _, sample, mask in self._waiting:
-            spoken = np.flatnonzero(mask.any(axis=1))
-            if len(spoken):
-                span = Segment(
-                    sample + int(spoken[0]) * FRAME_SAMPLES, sample + int(spoken[-1]) * FRAME_SAMPLES + SPAN_SAMPLES
-                )
-                if span & block:
-                    return True
-        return False
-
-    def _centred(self, first: int, last: int) -> Tensor:
-        """Features of frames `first` to `last` less their local mean."""
-        reach = self._MEAN_REACH
-        low = max(self._features_from, first - 2 * reach)
-        high = min(self._features_from + len(self._features), last + 2 * reach)
-        part = self._features[low - self._features_from : high - self._features_from]
-        mean = _moving_mean(_moving_mean(part.double(), reach), reach)[first - low : last - low]
-        return part[first - low : last - low] - mean.float()
-
-    def _pool(self, *, everything: bool = False) -> None:
-        """Embed the windows whose trunk frames are all there."""
-        trunk_end = self._trunk_from + len(self._trunk)
-        trunk_samples = TRUNK_STRIDE * features.SHIFT_SAMPLES
-        still: list[tuple[int, int, NDArray[np.float32]]] = []
-        for window, sample, mask in self._waiting:
-            begin, end = -(-sample // trunk_samples), -(-(sample + WINDOW_SAMPLES) // trunk_samples)
-            if end > trunk_end and not everything:
-                still.append((window, sample, mask))
-                continue
-            speaking = np.flatnonzero(mask.any(axis=0))
-            frames = np.arange(begin, min(end, trunk_end))
-            if not len(speaking) or not len(frames):
-                continue
-            place = (frames * trunk_samples - sample) * FRAMES // WINDOW_SAMPLES
-            chosen = torch.from_numpy(mask[np.clip(place, 0, FRAMES - 1)][:, speaking].T.copy())
-            pooled = self._model.pool(
-                self._trunk[begin - self._trunk_from : begin - self._trunk_from + len(frames)],
-                chosen.to(self._model.device),
-            )
-            self._known[window][speaking] = pooled.numpy()
-        self._waiting = still
-        keep = min([trunk_end, *(sample // trunk_samples for _, sample, _ in still[:1])])
-        if keep > self._trunk_from:
-            self._trunk = self._trunk[keep - self._trunk_from :].clone()
-            self._trunk_from = keep
-
-
-def _moving_mean(x: Tensor, reach: int) -> Tensor:
-    """The mean of up to `reach` rows to either side of each row; x has shape (rows, columns), float64."""
-    sums = torch.cat([torch.zeros_like(x[:1]), x.cumsum(dim=0)])
-    rows = torch.arange(len(x))
-    low, high = (rows - reach).clamp(min=0), (rows + reach + 1).clamp(max=len(x))
-    return (sums[high] - sums[low]) / (high - low)[:, None]
+def _ties(log_probabilities: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Share of each window's frames in which two classes are as good as equally likely. Shape (windows,)."""
+    second, best = np.moveaxis(np.partition(log_probabilities, -2, axis=2)[..., -2:], 2, 0)
+    return np.asarray((best - second < _TIE).mean(axis=1))

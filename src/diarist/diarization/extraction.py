@@ -1,0 +1,191 @@
+"""Embeddings of the local speakers of every window, from one run of the speaker network's trunk over the recording.
+
+The reference runs the trunk for each window, ten times over the same sound, on filter banks less their mean over that
+window. Shared, the mean must belong to a frame: a moving average over half a window to either side, taken twice, comes
+closest to the average of the means of all windows that hear it, and gives the reference's embedding to a cosine of
+about 0.99. That settles who it is, except for those who are nearly as close to another person. Their windows are run
+again, each with a mean of its own, as are all windows of short recordings, where few embeddings decide.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diarist.diarization import features
+from diarist.diarization.activity import LOCAL_SPEAKERS, pooling_masks
+from diarist.diarization.embedding import DIMENSION, TRUNK_SIZE, TRUNK_STRIDE, EmbeddingModel
+from diarist.diarization.frames import FRAME_SAMPLES, FRAMES, SPAN_SAMPLES, WINDOW_SAMPLES
+from diarist.timeline import Segment
+
+_TRUNK_SAMPLES = TRUNK_STRIDE * features.SHIFT_SAMPLES
+_BLOCK = 3000  # feature frames that go through the shared trunk at once: 30 s
+_CONTEXT = 320  # more of them on either side, the trunk's receptive field: seams do not show
+_MEAN_REACH = 500  # 5 s: half a window
+_SHORT = 7000  # feature frames, 70 s: up to there every window is run alone, which costs little
+_CHUNK = 1200  # windows after which the doubtful are run again and their features let go: 20 min, 38 MB
+
+Doubt = Callable[["Extractor", int, int], NDArray[np.bool_]]
+"""Which of the windows from one to before another have speakers who are close to two persons; shape (windows,)."""
+
+
+class Extractor:
+    """Takes in sound and local activity as they come. Not thread-safe.
+
+    Args:
+        model: The speaker network.
+        doubt: Asked every 20 minutes and at the end which windows to run again.
+    """
+
+    def __init__(self, model: EmbeddingModel, doubt: Doubt) -> None:
+        self._model = model
+        self._doubt = doubt
+        self._sound = torch.zeros(0)  # not yet made into features
+        self._features = torch.zeros(0, features.BINS)
+        self._features_from = 0  # frame at which they begin
+        self._done = 0  # frames that have been through the shared trunk
+        self._trunk = torch.zeros(0, TRUNK_SIZE)
+        self._trunk_from = 0  # trunk frame at which it begins
+        self._begins: list[int] = []  # first sample of each window
+        self._masks: list[NDArray[np.uint8]] = []  # of the windows from `_chunk` on
+        self._chunk = 0  # the first window that can be run again
+        self._pooled = 0  # windows embedded so far
+        self._known: list[NDArray[np.float32]] = []
+
+    def push(self, samples: Tensor) -> None:
+        """Hear the next samples: mono, 16 kHz, shape (samples,)."""
+        self._sound = torch.cat([self._sound, samples])
+        frames = features.frame_count(len(self._sound))
+        if frames:
+            used = (frames - 1) * features.SHIFT_SAMPLES + features.FRAME_SAMPLES
+            self._features = torch.cat([self._features, features.log_mel(self._sound[:used])])
+            self._sound = self._sound[frames * features.SHIFT_SAMPLES :].clone()
+
+    def expect(self, begins: Iterable[int], activity: NDArray[np.uint8]) -> None:
+        """Windows that begin at these samples have been segmented; activity has shape (windows, FRAMES, 3)."""
+        for begin, mask in zip(begins, pooling_masks(activity), strict=True):
+            self._begins.append(begin)
+            self._masks.append(mask)
+            self._known.append(np.zeros((LOCAL_SPEAKERS, DIMENSION), np.float32))
+        lookahead = _CONTEXT + 2 * _MEAN_REACH
+        while max(_SHORT, self._done + _BLOCK + lookahead) < self._end and self._heard() >= self._done + _BLOCK:
+            self._run_block(self._done + _BLOCK)
+            if self._pooled - self._chunk >= _CHUNK:
+                self._settle_chunk()
+
+    def finish(self) -> None:
+        """No more sound: embed the windows that are left."""
+        if self._end <= _SHORT:
+            self._run_alone(range(len(self._begins)))
+            self._pooled = len(self._begins)
+            return
+        while self._done < self._end:
+            self._run_block(min(self._end, self._done + _BLOCK))
+        self._pool(everything=True)
+        self._settle_chunk()
+
+    def embeddings(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Of the local speakers of windows; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
+        return np.array(self._known[first:stop], np.float32).reshape(-1, LOCAL_SPEAKERS, DIMENSION)
+
+    @property
+    def _end(self) -> int:
+        """Feature frames received."""
+        return self._features_from + len(self._features)
+
+    def _heard(self) -> int:
+        """Feature frames up to which it is known who speaks."""
+        return self._begins[-1] // features.SHIFT_SAMPLES if self._begins else 0
+
+    def _settle_chunk(self) -> None:
+        """Run the doubtful windows of the last minutes again, then let go of their sound."""
+        first, stop = self._chunk, self._pooled
+        self._run_alone(first + int(window) for window in np.flatnonzero(self._doubt(self, first, stop)))
+        self._chunk = stop
+        del self._masks[: stop - first]
+        needed = min(
+            self._done, self._begins[stop] // features.SHIFT_SAMPLES if stop < len(self._begins) else self._done
+        )
+        keep = max(0, needed - _CONTEXT - 2 * _MEAN_REACH)
+        self._features = self._features[keep - self._features_from :].clone()
+        self._features_from = keep
+
+    def _run_alone(self, windows: Iterable[int]) -> None:
+        """Give each window a run of the trunk and a mean of its own, as the reference does."""
+        for window in windows:
+            first = self._begins[window] // features.SHIFT_SAMPLES - self._features_from
+            part = self._features[first : first + features.frame_count(WINDOW_SAMPLES)]
+            if len(part):
+                self._embed(window, self._model.trunk(part - part.mean(dim=0)), 0)
+
+    def _run_block(self, stop: int) -> None:
+        """Put the feature frames up to `stop` through the shared trunk, if anybody speaks in them."""
+        start = self._done
+        size = -(-(stop - start) // TRUNK_STRIDE)
+        if self._anybody(start, stop):
+            first = max(self._features_from, start - _CONTEXT)
+            last = min(self._end, stop + _CONTEXT)
+            trunk = self._model.trunk(self._centred(first, last))[(start - first) // TRUNK_STRIDE :][:size]
+        else:
+            trunk = torch.zeros(size, TRUNK_SIZE, device=self._model.device)
+        self._trunk = torch.cat([self._trunk.to(trunk.device), trunk])
+        self._done = stop
+        self._pool()
+
+    def _anybody(self, start: int, stop: int) -> bool:
+        """Whether a window that is not embedded yet selects anything of these feature frames."""
+        block = Segment(start * features.SHIFT_SAMPLES, stop * features.SHIFT_SAMPLES + features.FRAME_SAMPLES)
+        for window in range(self._pooled, len(self._begins)):
+            spoken = np.flatnonzero(self._masks[window - self._chunk].any(axis=1))
+            if len(spoken):
+                begin = self._begins[window]
+                span = Segment(
+                    begin + int(spoken[0]) * FRAME_SAMPLES, begin + int(spoken[-1]) * FRAME_SAMPLES + SPAN_SAMPLES
+                )
+                if span & block:
+                    return True
+        return False
+
+    def _centred(self, first: int, last: int) -> Tensor:
+        """Features of frames `first` to `last` less their local mean."""
+        low = max(self._features_from, first - 2 * _MEAN_REACH)
+        high = min(self._end, last + 2 * _MEAN_REACH)
+        part = self._features[low - self._features_from : high - self._features_from]
+        mean = _moving_mean(_moving_mean(part.double(), _MEAN_REACH), _MEAN_REACH)[first - low : last - low]
+        return part[first - low : last - low] - mean.float()
+
+    def _pool(self, *, everything: bool = False) -> None:
+        """Embed the windows whose trunk frames are all there."""
+        trunk_end = self._trunk_from + len(self._trunk)
+        while self._pooled < len(self._begins):
+            sample = self._begins[self._pooled]
+            begin, end = -(-sample // _TRUNK_SAMPLES), -(-(sample + WINDOW_SAMPLES) // _TRUNK_SAMPLES)
+            if end > trunk_end and not everything:
+                break
+            part = self._trunk[begin - self._trunk_from : end - self._trunk_from]
+            self._embed(self._pooled, part, begin * _TRUNK_SAMPLES - sample)
+            self._pooled += 1
+        keep = trunk_end if self._pooled == len(self._begins) else self._begins[self._pooled] // _TRUNK_SAMPLES
+        keep = max(self._trunk_from, min(keep, trunk_end))
+        self._trunk = self._trunk[keep - self._trunk_from :].clone()
+        self._trunk_from = keep
+
+    def _embed(self, window: int, trunk: Tensor, offset: int) -> None:
+        """Embed who speaks in a window, from its trunk frames, which begin `offset` samples into it."""
+        mask = self._masks[window - self._chunk]
+        speaking = np.flatnonzero(mask.any(axis=0))
+        if not len(speaking) or not len(trunk):
+            return
+        place = (np.arange(len(trunk)) * _TRUNK_SAMPLES + offset) * FRAMES // WINDOW_SAMPLES
+        chosen = torch.from_numpy(mask[np.minimum(place, FRAMES - 1)][:, speaking].T.astype(np.float32))
+        self._known[window][speaking] = self._model.pool(trunk, chosen.to(self._model.device)).numpy()
+
+
+def _moving_mean(x: Tensor, reach: int) -> Tensor:
+    """The mean of up to `reach` rows to either side of each row; x has shape (rows, columns), float64."""
+    sums = torch.cat([torch.zeros_like(x[:1]), x.cumsum(dim=0)])
+    rows = torch.arange(len(x))
+    low, high = (rows - reach).clamp(min=0), (rows + reach + 1).clamp(max=len(x))
+    return (sums[high] - sums[low]) / (high - low)[:, None]
