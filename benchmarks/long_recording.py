@@ -1,0 +1,93 @@
+"""Memory and speed by the length of the recording: the shared conversations, one after another, over and over.
+
+Each length is a process of its own, with diarization; its resident memory is read ten times a second.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import wave
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from diarist.audio import SAMPLE_RATE, decode
+from recordings import CONVERSATIONS, SHARED
+
+_LENGTHS_MIN = (1, 10, 60, 240)
+_INTERVAL_S = 0.1
+_WORK = """
+import json, sys, threading, time
+from pathlib import Path
+from diarist import Pipeline
+
+pipeline = Pipeline("base", language="en", threads=int(sys.argv[2]))
+page = 4096 / 1e6
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * page
+peak, done = [resident()], threading.Event()
+def watch():
+    while not done.wait(float(sys.argv[3])):
+        peak[0] = max(peak[0], resident())
+watcher = threading.Thread(target=watch)
+watcher.start()
+begun = time.perf_counter()
+try:
+    transcript = pipeline(sys.argv[1])
+finally:
+    done.set()
+seconds = time.perf_counter() - begun
+watcher.join()
+words = sum(len(utterance.words) for utterance in transcript.utterances)
+print(json.dumps({"seconds": seconds, "mb": peak[0], "words": words, "speakers": len(transcript.speakers),
+                  "timings": transcript.timings, "warnings": len(transcript.warnings)}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="processor threads [2]")
+    parser.add_argument("--minutes", type=int, nargs="+", default=_LENGTHS_MIN, help="lengths [1 10 60 240]")
+    parser.add_argument("--data", type=Path, default=SHARED / "data", help="shared recordings [../shared/data]")
+    options = parser.parse_args()
+    sounds = [decode(options.data / "conversations" / f"{name}.flac")[0] for name in CONVERSATIONS]
+    print("| length | RTFx | peak memory | words | speakers | warnings |\n|---:|---:|---:|---:|---:|---:|", flush=True)
+    for minutes in options.minutes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{minutes}min.wav"
+            write_repeated(path, sounds, minutes * 60)
+            found = transcribed(path, options.threads)
+        print(
+            f"| {minutes} min | {minutes * 60 / found['seconds']:.1f} | {found['mb']:.0f} MB | {found['words']} |"
+            f" {found['speakers']} | {found['warnings']} |",
+            flush=True,
+        )
+
+
+def transcribed(path: Path, threads: int) -> dict[str, float]:
+    """Transcribe in a fresh process: seconds of work, peak resident MB, what was found."""
+    command = [sys.executable, "-c", _WORK, str(path), str(threads), str(_INTERVAL_S)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def write_repeated(path: Path, sounds: list[np.ndarray], seconds: int) -> None:
+    """Write that many seconds of the sounds, one after another, from the first again when all have been heard."""
+    left = seconds * SAMPLE_RATE
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        for sound in cycle(sounds):
+            part = sound[:left]
+            file.writeframes((part * 32767).round().astype("<i2").tobytes())
+            left -= len(part)
+            if left <= 0:
+                return
+
+
+if __name__ == "__main__":
+    main()
