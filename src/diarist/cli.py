@@ -63,6 +63,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="Which weights there are, and which are on this machine.")
 app.add_typer(models_app, name="models")
+handler_app = typer.Typer(no_args_is_help=True, help="The handler for the container of Inference Endpoints.")
+app.add_typer(handler_app, name="handler")
 
 
 class Task(StrEnum):
@@ -556,3 +558,29 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, models.Kind | None]]:
         yield parts.embedding, "embedding"
         if parts.plda:
             yield parts.plda, "plda"
+
+
+# --- handler --------------------------------------------------------------------------------------------------------
+
+
+@handler_app.command("export")
+def handler_export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model repository is to be.")],
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Recognition model unless the endpoint's ASR_MODEL says another."),
+    ] = None,
+    package: Annotated[
+        str | None, typer.Option(help="What pip is to install diarist from: a requirement. [this version]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model repository for Inference Endpoints, ready to push; prints the files."""
+    from diarist import handler  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        files = handler.repository_files(model=model, package=package)
+        for path in handler.export(folder, files, replace=force):
+            typer.echo(path)
