@@ -582,7 +582,7 @@ def handler_export(
         typer.Option("--model", "-m", help="Recognition model unless the endpoint's ASR_MODEL says another."),
     ] = None,
     package: Annotated[
-        str | None, typer.Option(help="What pip is to install diarist from: a requirement. [this version]")
+        str | None, typer.Option(help="What pip is to install diarist from: a requirement. (this version)")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     debug: Debug = False,
@@ -600,15 +600,15 @@ def handler_export(
 
 
 EndpointName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the endpoint.")]
-Namespace = Annotated[str | None, typer.Option(help="Account that has the endpoint. [that of the token]")]
+Namespace = Annotated[str | None, typer.Option(help="Account that has the endpoint. (that of the token)")]
 Repository = Annotated[str | None, typer.Option(help="Model repository to serve: account/name.")]
-Revision = Annotated[str | None, typer.Option(help="Commit, branch or tag of the repository. [newest commit]")]
-Image = Annotated[str | None, typer.Option(help="Container image. [the platform's, which runs handler.py]")]
-Accelerator = Annotated[str | None, typer.Option(help="gpu or cpu. [gpu]")]
-InstanceType = Annotated[str | None, typer.Option(help="Hardware. [nvidia-t4]")]
-InstanceSize = Annotated[str | None, typer.Option(help="How much of it. [x1]")]
-MinReplica = Annotated[int | None, typer.Option(min=0, help="Least copies that run. [0]")]
-MaxReplica = Annotated[int | None, typer.Option(min=1, help="Most copies that run. [1]")]
+Revision = Annotated[str | None, typer.Option(help="Commit, branch or tag of the repository. (newest commit)")]
+Image = Annotated[str | None, typer.Option(help="Container image. (the platform's, which runs handler.py)")]
+Accelerator = Annotated[str | None, typer.Option(help="gpu or cpu. (gpu)")]
+InstanceType = Annotated[str | None, typer.Option(help="Hardware. (nvidia-t4)")]
+InstanceSize = Annotated[str | None, typer.Option(help="How much of it. (x1)")]
+MinReplica = Annotated[int | None, typer.Option(min=0, help="Least copies that run. (0)")]
+MaxReplica = Annotated[int | None, typer.Option(min=1, help="Most copies that run. (1)")]
 ScaleToZero = Annotated[
     int | None, typer.Option("--scale-to-zero", min=1, metavar="MINUTES", help="Stop when nobody called for so long.")
 ]
@@ -632,15 +632,15 @@ def deploy_create(
     namespace: Namespace = None,
     revision: Revision = None,
     image: Image = None,
-    vendor: Annotated[str | None, typer.Option(help="Cloud. [aws]")] = None,
-    region: Annotated[str | None, typer.Option(help="Its region. [us-east-1]")] = None,
+    vendor: Annotated[str | None, typer.Option(help="Cloud. (aws)")] = None,
+    region: Annotated[str | None, typer.Option(help="Its region. (us-east-1)")] = None,
     accelerator: Accelerator = None,
     instance_type: InstanceType = None,
     instance_size: InstanceSize = None,
     min_replica: MinReplica = None,
     max_replica: MaxReplica = None,
     scale_to_zero: ScaleToZero = None,
-    type: Annotated[Access | None, typer.Option(help="Who may call. [authenticated]")] = None,  # noqa: A002
+    type: Annotated[Access | None, typer.Option(help="Who may call. (authenticated)")] = None,  # noqa: A002
     model: AsrModel = None,
     diarization_model: DiarizationModel = None,
     assistant_model: AssistantModel = None,

@@ -285,7 +285,7 @@ def describe(endpoint: "InferenceEndpoint") -> str:
     """An endpoint on one line: name, status, address, and what the platform has to say."""
     message = " ".join(str(endpoint.raw.get("status", {}).get("message") or "").split())
     parts = (f"{endpoint.namespace}/{endpoint.name}", _state(endpoint), endpoint.url or "-", message)
-    return "  ".join(part for part in parts if part)
+    return " ".join(part for part in parts if part)
 
 
 def rehearse(call: Callable[[], object]) -> Request:
