@@ -45,13 +45,8 @@ class Platform:
         if method == "POST" and path.count("/") == 3:
             if name in self.endpoints:
                 return 409, {"error": "exists"}
-            self.endpoints[name] = {
-                "name": name,
-                "healthRoute": "/health",
-                "model": body["model"],
-                "type": body["type"],
-            }
-            self.endpoints[name]["model"].pop("secrets", None)
+            model = {key: value for key, value in body["model"].items() if key != "secrets"}
+            self.endpoints[name] = {"name": name, "healthRoute": "/health", "model": model, "type": body["type"]}
             self.states = self.states or ["pending"]
         if name not in self.endpoints:
             return 404, {"error": "Endpoint not found"}
