@@ -304,7 +304,7 @@ def test_the_exported_folder_serves_where_only_it_names_a_model(faked, monkeypat
     assert toolkit.handler.pipeline.made["asr_model"] == "openai/whisper-small"
     assert toolkit.predict({"inputs": b"RIFF"}) == (
         200,
-        original.answer(FakePipeline.__call__(toolkit.handler.pipeline, b"")),
+        original.answer(toolkit.handler.pipeline(b""), original.parse({})),
     )
     monkeypatch.setenv("ASR_MODEL", "base")
     assert Toolkit(tmp_path, monkeypatch).handler.pipeline.made["asr_model"] == "base"
@@ -367,4 +367,4 @@ def test_importing_it_imports_nothing_large():
 def test_orjson_knows_numpy():
     """The container dumps with numpy support; the answer needs none, and this shows that the test would see it."""
     assert orjson.dumps({"a": np.float32(1)}, option=orjson.OPT_SERIALIZE_NUMPY) == b'{"a":1.0}'
-    assert json.dumps(original.answer(build([], duration=1.0, language=None)))
+    assert json.dumps(original.answer(build([], duration=1.0, language=None), original.parse({})))

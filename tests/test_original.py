@@ -30,7 +30,8 @@ def refused(parameters):
 
 
 def test_defaults_are_the_originals():
-    assert original.parse({}).model_dump(exclude={"return_timestamps", "generation_parameters"}) == {
+    ours = {"return_timestamps", "generation_parameters", "diarize", "initial_prompt", "hotwords", "word_timestamps"}
+    assert original.parse({}).model_dump(exclude={*ours, "beam_size", "temperature"}) == {
         "task": "transcribe",
         "batch_size": 24,
         "assisted": False,
@@ -66,14 +67,18 @@ def test_r18_what_is_no_object_is_refused(parameters):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("batch_size", value) for value in (0, -1, 257, 10**6, "x", 2.5, math.nan, math.inf, [], {})),
+        *(("batch_size", value) for value in (0, -1, 257, 10**6, "x", 2.5, math.nan, math.inf, [], {}, True)),
         *(("chunk_length_s", value) for value in (0, 31, "-3")),
         *(("sampling_rate", value) for value in (7999, 192_001)),
         *((name, value) for name in ("num_speakers", "min_speakers", "max_speakers") for value in (0, 65, math.nan)),
         ("task", "summarize"),
         ("assisted", "perhaps"),
         ("language", 7),
-        ("language", "x" * 65),
+        ("language", "x" * 41),
+        ("initial_prompt", "x" * 10_001),
+        ("temperature", 2.5),
+        ("temperature", math.nan),
+        ("beam_size", 17),
         ("return_timestamps", "letters"),
         ("generation_parameters", [1]),
     ],
@@ -155,7 +160,7 @@ def test_names_of_methods_are_only_unknown_names():
 def test_the_clients_generation_parameters(name):
     options = original.parse({name: {"num_beams": "4", "temperature": 0, "do_sample": None}}).options()
     assert (options["beam_size"], options["temperature"]) == (4, 0.0)
-    error = refused({name: {"temperature": 1.5}})
+    error = refused({name: {"temperature": 2.5}})
     assert error.param == "generation_parameters.temperature"
 
 
@@ -174,10 +179,27 @@ def test_options_are_those_of_the_pipeline():
         "num_speakers": None,
         "min_speakers": 1,
         "max_speakers": 3,
+        "diarize": None,
+        "initial_prompt": None,
+        "hotwords": None,
+        "word_timestamps": True,
         "beam_size": 1,
         "temperature": None,
     }
     assert set(config.options()) <= set(pipeline.Pipeline.__call__.__kwdefaults__)
+
+
+def test_blank_text_is_not_sent():
+    config = original.parse({"language": "", "num_speakers": " ", "initial_prompt": "", "hotwords": ""})
+    assert config.options() == original.parse({}).options()
+
+
+def test_generation_parameters_win_over_what_is_outside():
+    inner = {"temperature": 0, "num_beams": 2, "language": "de", "task": "translate"}
+    outer = {"temperature": 1, "beam_size": 5, "language": "en"}
+    options = original.parse({**outer, "generate_kwargs": inner}).options()
+    assert [options[name] for name in ("temperature", "beam_size", "language", "task")] == [0, 2, "de", "translate"]
+    assert original.parse(outer).options()["beam_size"] == 5
 
 
 @pytest.mark.parametrize("text", ["", "  ", b""])
@@ -195,6 +217,8 @@ def test_numbers_beyond_all_bounds_are_refused_by_the_field():
     assert refused(original.read('{"batch_size": 1e999}')).param == "batch_size"
 
 
+NOTHING_ASKED = original.parse({})
+
 # --- the answer -----------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +230,7 @@ def diarized(words, turns, **fields):
 
 def test_the_answer_has_the_originals_keys():
     words = [*words_of("Good morning. How are you?"), *words_of("Fine, thanks.", start=4.5)]
-    reply = original.answer(diarized(words, TURNS, warnings=["first"]), ["second"])
+    reply = original.answer(diarized(words, TURNS, warnings=["first"]), original.parse({"secnod": 1}))
     assert reply["text"] == "Good morning. How are you? Fine, thanks."
     assert reply["speakers"] == [
         {"speaker": "SPEAKER_00", "text": " Good morning. How are you?", "timestamp": [0.0, 1.9]},
@@ -214,7 +238,7 @@ def test_the_answer_has_the_originals_keys():
     ]
     assert [chunk["text"] for chunk in reply["chunks"]] == [" Good morning.", " How are you?", " Fine, thanks."]
     assert reply["chunks"][1]["timestamp"] == [0.8, 1.9]
-    assert reply["warnings"] == ["first", "second"]
+    assert reply["warnings"] == ["first", "unknown parameters were ignored: 'secnod'"]
     assert reply["words"][0] == {
         "text": "Good", "start": 0.0, "end": 0.3, "probability": 0.9, "speaker": "SPEAKER_00",
     }  # fmt: skip
@@ -226,22 +250,32 @@ def test_the_answer_has_the_originals_keys():
     assert (reply["language"], reply["duration"]) == ("en", 8.0)
 
 
+def test_chunks_may_be_words():
+    words = [*words_of("A U.S."), Word("-led one.", 1.0, 1.5, 0.9, joined=True), *words_of("Yes.", start=1.6)]
+    found = diarized(words, TURNS)
+    reply = original.answer(found, original.parse({"return_timestamps": "word"}))
+    assert [chunk["text"] for chunk in reply["chunks"]] == [" A", " U.S.", "-led one.", " Yes."]
+    for plain in (True, False, None):
+        reply = original.answer(found, original.parse({"return_timestamps": plain}))
+        assert [chunk["text"] for chunk in reply["chunks"]] == [" A U.S.-led one.", " Yes."]
+
+
 def test_without_diarization_there_are_no_speakers():
-    reply = original.answer(build(words_of("Good morning."), duration=2.0, language="en"))
+    reply = original.answer(build(words_of("Good morning."), duration=2.0, language="en"), NOTHING_ASKED)
     assert reply["speakers"] == []
     assert reply["chunks"] == [{"text": " Good morning.", "timestamp": [0.0, 0.7]}]
     assert reply["words"][0]["speaker"] is None
 
 
 def test_r1_words_where_nobody_was_heard_are_kept():
-    reply = original.answer(diarized(words_of("Good morning."), []))
+    reply = original.answer(diarized(words_of("Good morning."), []), NOTHING_ASKED)
     assert [part["speaker"] for part in reply["speakers"]] == ["UNKNOWN"]
     assert reply["speakers"][0]["text"] == " Good morning."
 
 
 @pytest.mark.parametrize("turns", [[], TURNS])
 def test_r1_r2_silence(turns):
-    reply = original.answer(diarized([], turns, language=None))
+    reply = original.answer(diarized([], turns, language=None), NOTHING_ASKED)
     assert (reply["speakers"], reply["chunks"], reply["text"]) == ([], [], "")
 
 
@@ -256,7 +290,7 @@ def test_both_lists_hold_the_whole_text(parts):
     for text, joined, pause in parts:
         words.append(Word(text, at + pause, at + pause + 0.1, 0.5, joined=joined))
         at += pause + 0.1
-    reply = original.answer(diarized(words, TURNS, duration=at + 8.0))
+    reply = original.answer(diarized(words, TURNS, duration=at + 8.0), NOTHING_ASKED)
     for name in ("speakers", "chunks"):
         assert "".join(part["text"] for part in reply[name]).strip() == reply["text"]
         assert all(isinstance(time, float) for part in reply[name] for time in part["timestamp"])

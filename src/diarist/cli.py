@@ -35,8 +35,6 @@ from diarist.errors import DiaristError, ModelNotFoundError, OptionError
 from diarist.formats import FORMATS, line, one_line
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, InferenceEndpoint
-
     from diarist.pipeline import Pipeline, Progress
     from diarist.settings import Settings
     from diarist.transcript import Transcript
@@ -775,7 +773,7 @@ def _plain_variables(
 
 
 def _send(
-    call: "Callable[[HfApi, str | None], InferenceEndpoint]",
+    call: Callable[[Any, str | None], Any],
     namespace: str | None,
     *,
     dry_run: bool = False,

@@ -84,7 +84,7 @@ class EndpointHandler:
             _log.warning("%s", warning)
         recording = _recording(data.get("inputs"))
         transcript = self.pipeline(recording, limits=DecodeLimits(max_input_bytes=MAX_INPUT_BYTES), **config.options())
-        return original.answer(transcript, config.warnings)
+        return original.answer(transcript, config)
 
 
 def _coded(error: DiaristError) -> DiaristError:

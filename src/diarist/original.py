@@ -13,12 +13,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from diarist.attribution import UNKNOWN_SPEAKER
 from diarist.errors import OptionError
 from diarist.timeline import Word, ends_sentence
-from diarist.transcript import Transcript, Utterance
+from diarist.transcript import Transcript
 
 DEFAULT_BATCH_SIZE = 24
 """The original's. Here the engine forms batches across requests, so the number is checked and otherwise not used."""
@@ -27,54 +36,81 @@ MAX_SPEAKERS = 64
 _SHOWN_CHARACTERS = 60
 _SHOWN_NAMES = 8
 
-SpeakerCount = Annotated[int, Field(ge=1, le=MAX_SPEAKERS)]
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a whole number is wanted, not a truth value")  # noqa: TRY004 (pydantic wants this one)
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+SpeakerCount = Annotated[Whole, Field(ge=1, le=MAX_SPEAKERS)] | None
+Language = Annotated[str, Field(max_length=40)] | None
+Prompt = Annotated[str, Field(max_length=10_000)] | None
+Task = Literal["transcribe", "translate"]
 
 
 class _Lenient(BaseModel):
-    """Values may be strings ("24", "true"), null counts as not sent, and unknown names are kept to be warned about."""
+    """Values may be strings ("24", "true"), null and blank text count as not sent, and unknown names are kept to be warned about."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_not_sent(cls, data: Any) -> Any:
-        return _without_null(data) if isinstance(data, Mapping) else data
+    def _nothing_is_not_sent(cls, data: Any) -> Any:
+        return _without_nothing(data) if isinstance(data, Mapping) else data
 
 
 class GenerationParameters(_Lenient):
-    """What the hub's client calls `generation_parameters`; of its sixteen names those that mean something here."""
+    """What the hub's client calls `generation_parameters`; what of it means something here. It wins over what is outside."""
 
-    temperature: float | None = Field(default=None, ge=0, le=1)
-    """Sampling temperature; unset: 0, and higher ones where a text fails its checks."""
-    num_beams: int | None = Field(default=None, ge=1, le=16)
-    """Hypotheses kept while decoding; 1 is greedy."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """As outside."""
+    num_beams: Whole | None = Field(default=None, ge=1, le=16)
+    """As `beam_size` outside."""
+    language: Language = None
+    """As outside."""
+    task: Task | None = None
+    """As outside."""
 
 
 class InferenceConfig(_Lenient):
     """The `parameters` of one request."""
 
-    task: Literal["transcribe", "translate"] = "transcribe"
+    task: Task = "transcribe"
     """Write what is said, or its English translation."""
     assisted: bool = False
     """Decode with the assistant model, which must have been loaded."""
-    batch_size: int = Field(
+    batch_size: Whole = Field(
         default_factory=lambda sent: 1 if sent.get("assisted") else DEFAULT_BATCH_SIZE, ge=1, le=256
     )
     """Windows decoded together: 24, or 1 when `assisted`. Checked for old clients' sake; the engine makes its own."""
-    chunk_length_s: int = Field(default=30, ge=1, le=30)
+    chunk_length_s: Whole = Field(default=30, ge=1, le=30)
     """Accepted for old clients' sake: windows are cut at pauses."""
-    sampling_rate: int = Field(default=16_000, ge=8_000, le=192_000)
+    sampling_rate: Whole = Field(default=16_000, ge=8_000, le=192_000)
     """In Hz. Accepted for old clients' sake: a recording knows its own, and no time depends on this."""
-    language: str | None = Field(default=None, max_length=64)
+    language: Language = None
     """ISO code or English name; unset: detected."""
-    min_speakers: SpeakerCount | None = None
+    min_speakers: SpeakerCount = None
     """At least so many people speak."""
-    max_speakers: SpeakerCount | None = None
+    max_speakers: SpeakerCount = None
     """At most so many people speak."""
-    num_speakers: SpeakerCount | None = None
+    num_speakers: SpeakerCount = None
     """So many people speak."""
     return_timestamps: bool | Literal["word"] | None = None
-    """Accepted from the hub's client: times of sentences and words are always given."""
+    """Of the hub's client; "word": the chunks of the answer are words. Times are given in any case."""
+    diarize: bool | None = None
+    """Whether to tell speakers apart; unset: if a diarization model is loaded."""
+    initial_prompt: Prompt = None
+    """Text before the recording: names, spelling, style."""
+    hotwords: Prompt = None
+    """Words to favour."""
+    word_timestamps: bool = True
+    """Exact times of words; false: spread over their segment."""
+    beam_size: Whole = Field(default=1, ge=1, le=16)
+    """Hypotheses kept while decoding; 1 is greedy."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Sampling temperature; unset: 0, and higher ones where a text fails its checks."""
     generation_parameters: GenerationParameters = Field(
         default_factory=lambda: GenerationParameters()  # noqa: PLW0108 (mypy: the class itself is no such callable)
     )
@@ -86,7 +122,7 @@ class InferenceConfig(_Lenient):
         if not isinstance(data, Mapping) or "generate_kwargs" not in data:
             return data
         named = {name: value for name, value in data.items() if name != "generate_kwargs"}
-        return {"generation_parameters": data["generate_kwargs"], **_without_null(named)}
+        return {"generation_parameters": data["generate_kwargs"], **_without_nothing(named)}
 
     @field_validator("batch_size")
     @classmethod
@@ -128,14 +164,19 @@ class InferenceConfig(_Lenient):
 
     def options(self) -> dict[str, Any]:
         """What was asked, as keyword arguments of calling a `Pipeline`."""
+        inner = self.generation_parameters
         return {
-            "task": self.task,
-            "language": self.language,
+            "task": inner.task or self.task,
+            "language": inner.language or self.language,
             "num_speakers": self.num_speakers,
             "min_speakers": self.min_speakers,
             "max_speakers": self.max_speakers,
-            "beam_size": self.generation_parameters.num_beams or 1,
-            "temperature": self.generation_parameters.temperature,
+            "diarize": self.diarize,
+            "initial_prompt": self.initial_prompt,
+            "hotwords": self.hotwords,
+            "word_timestamps": self.word_timestamps,
+            "beam_size": inner.num_beams or self.beam_size,
+            "temperature": self.temperature if inner.temperature is None else inner.temperature,
         }
 
     def check(self, *, assists: bool) -> None:
@@ -183,8 +224,12 @@ def read(text: str | bytes) -> object:
         raise ValueError("nested too deeply") from None
 
 
-def _without_null(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if value is not None}
+def _without_nothing(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if value is not None and not _is_blank(value)}
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _no_number(constant: str) -> NoReturn:
@@ -208,7 +253,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 
-def answer(transcript: Transcript, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def answer(transcript: Transcript, config: InferenceConfig) -> dict[str, Any]:
     """A transcript as the original answered, and with what it did not know.
 
     `speakers`, `chunks` and `text` are the original's keys. Texts in the two lists keep their leading space, so that
@@ -217,8 +262,9 @@ def answer(transcript: Transcript, warnings: Sequence[str] = ()) -> dict[str, An
 
     Args:
         transcript: What was found.
-        warnings: What else the caller should know.
+        config: What was asked for.
     """
+    chunks = _sentences(transcript) if config.return_timestamps != "word" else ((word,) for word in transcript.words)
     words = [_word(word) for word in transcript.words]
     return {
         "speakers": [
@@ -226,7 +272,7 @@ def answer(transcript: Transcript, warnings: Sequence[str] = ()) -> dict[str, An
             for utterance in transcript.utterances
             if _diarized(transcript)
         ],
-        "chunks": [_passage(sentence) for utterance in transcript.utterances for sentence in _sentences(utterance)],
+        "chunks": [_passage(chunk) for chunk in chunks],
         "text": transcript.text,
         "language": transcript.language,
         "duration": transcript.duration,
@@ -236,7 +282,7 @@ def answer(transcript: Transcript, warnings: Sequence[str] = ()) -> dict[str, An
         ],
         "words": words,
         "turns": [{"speaker": turn.speaker, "start": turn.start, "end": turn.end} for turn in transcript.turns],
-        "warnings": [*transcript.warnings, *warnings],
+        "warnings": [*transcript.warnings, *config.warnings],
     }
 
 
@@ -250,13 +296,16 @@ def _passage(words: Sequence[Word]) -> dict[str, Any]:
     return {"text": text, "timestamp": [words[0].start, words[-1].end]}
 
 
-def _sentences(utterance: Utterance) -> Iterator[tuple[Word, ...]]:
-    """The words of an utterance, sentence by sentence."""
-    begun = 0
-    for place, word in enumerate(utterance.words, 1):
-        if ends_sentence(word.text) or place == len(utterance.words):
-            yield utterance.words[begun:place]
-            begun = place
+def _sentences(transcript: Transcript) -> Iterator[tuple[Word, ...]]:
+    """The words, parted at utterances and at ends of sentences, but never at a full stop inside a word ("U.S.-led")."""
+    for utterance in transcript.utterances:
+        words = utterance.words
+        begun = 0
+        for place, (word, following) in enumerate(zip(words, [*words[1:], None], strict=True), 1):
+            inside = following is not None and following.joined and word.text.endswith(".")
+            if following is None or (ends_sentence(word.text) and not inside):
+                yield words[begun:place]
+                begun = place
 
 
 def _word(word: Word) -> dict[str, Any]:
