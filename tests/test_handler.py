@@ -5,11 +5,13 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import tomllib
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,6 +61,20 @@ def bare_environment(monkeypatch):
 
 
 @pytest.fixture
+def unplugged(base_model, tiny_en_model, segmentation_model, embedding_model, sample_recording, monkeypatch):
+    """No network from here on; what was called nevertheless."""
+    calls = []
+
+    def refuse(*arguments, **_):
+        calls.append(arguments)
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return calls
+
+
+@pytest.fixture
 def faked(bare_environment, monkeypatch):
     monkeypatch.setattr("diarist.pipeline.Pipeline", FakePipeline)
 
@@ -101,7 +117,14 @@ def exported(folder, **options):
 
 @pytest.mark.weights
 def test_r22_the_platform_runs_it_without_a_network(
-    bare_environment, monkeypatch, tmp_path, base_model, segmentation_model, embedding_model, sample_recording
+    bare_environment,
+    monkeypatch,
+    tmp_path,
+    base_model,
+    segmentation_model,
+    embedding_model,
+    sample_recording,
+    unplugged,
 ):
     repository = exported(tmp_path / "repository")
     for name, file in base_model.files.items():
@@ -112,14 +135,6 @@ def test_r22_the_platform_runs_it_without_a_network(
     (diarization / "embedding").symlink_to(embedding_model.directory)
     monkeypatch.setenv("DIARIZATION_MODEL", str(diarization))
     monkeypatch.setenv("DIARIST_CACHE", str(tmp_path / "empty"))
-    calls = []
-
-    def refuse(*arguments, **_):
-        calls.append(arguments)
-        raise OSError("there is no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
     toolkit = Toolkit(repository, monkeypatch)
     body = {
         "inputs": base64.b64encode(sample_recording.wav.read_bytes()).decode(),
@@ -128,7 +143,7 @@ def test_r22_the_platform_runs_it_without_a_network(
     status, reply = toolkit.predict(orjson.loads(orjson.dumps(body)))
 
     assert status == 200, reply
-    assert calls == []
+    assert unplugged == []
     assert "I didn't know you were there" in reply["text"]
     assert {part["speaker"] for part in reply["speakers"]} == {"SPEAKER_00", "SPEAKER_01"}
     for name in ("speakers", "chunks"):
@@ -136,6 +151,20 @@ def test_r22_the_platform_runs_it_without_a_network(
         assert all(0 <= start <= end <= 30 for start, end in (part["timestamp"] for part in reply[name]))
     assert any("'unheard_of'" in warning for warning in reply["warnings"])
     assert toolkit.predict({"inputs": b"not audio at all"})[1]["error"].startswith("audio_format: ")
+
+
+@pytest.mark.weights
+def test_r22_models_brought_along_are_enough(
+    bare_environment, monkeypatch, tmp_path, tiny_en_model, segmentation_model, unplugged
+):
+    """Telling speech from silence takes a model even where speakers are not told apart."""
+    repository = exported(tmp_path / "repository", model="tiny.en")
+    monkeypatch.setenv("DIARIST_CACHE", str(tmp_path / "empty"))
+    for model in (tiny_en_model, segmentation_model):
+        place = repository / handler.WEIGHTS_FOLDER / "models" / model.kind / model.directory.name
+        shutil.copytree(model.directory, place)
+    Toolkit(repository, monkeypatch)
+    assert unplugged == []
 
 
 @pytest.mark.weights
@@ -356,6 +385,24 @@ def test_the_command_exports(tmp_path):
     assert run.invoke(app, ["handler", "export", str(folder)]).exit_code == 2
     assert run.invoke(app, ["handler", "export", str(folder), "--force"]).exit_code == 0
     assert run.invoke(app, ["handler", "export", str(folder), "--force", "--model", 'x"\n']).exit_code == 2
+
+
+def test_the_command_brings_models_along(tmp_path, monkeypatch):
+    pulled = []
+
+    def pull(name, *, kind, cache_dir, **_):
+        pulled.append((name, kind, cache_dir))
+        return types.SimpleNamespace(directory=cache_dir / name)
+
+    monkeypatch.setattr("diarist.models.pull", pull)
+    done = typer.testing.CliRunner().invoke(app, ["handler", "export", str(tmp_path), "--with-models"])
+    assert done.exit_code == 0, done.output
+    place = tmp_path / handler.WEIGHTS_FOLDER
+    kinds = {"asr", "segmentation", "embedding"}
+    assert kinds <= {kind or "asr" for _, kind, _ in pulled}
+    assert {cache_dir for *_, cache_dir in pulled} == {place}
+    assert pulled[0][0] == "base"
+    assert '"base"' in (tmp_path / "handler.py").read_text("utf-8")
 
 
 def test_importing_it_imports_nothing_large():

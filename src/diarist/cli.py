@@ -582,16 +582,28 @@ def handler_export(
     package: Annotated[
         str | None, typer.Option(help="What pip is to install diarist from: a requirement. (this version)")
     ] = None,
+    with_models: Annotated[
+        bool, typer.Option("--with-models", help="Put the models in too, so that the endpoint fetches nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write a model repository for Inference Endpoints, ready to push; prints the files."""
-    from diarist import handler  # noqa: PLC0415 (pydantic is slow to import)
+    from diarist import handler, settings  # noqa: PLC0415 (pydantic is slow to import)
 
     with _reported(debug=debug):
+        if with_models:
+            model = model or "base"
         files = handler.repository_files(model=model, package=package)
         for path in handler.export(folder, files, replace=force):
             typer.echo(path)
+        chosen = settings.load()
+        for name, kind in _parts([model, "default"] if model and with_models else []):
+            with _fetching(quiet=False) as progress:
+                place = folder / handler.WEIGHTS_FOLDER
+                token, offline = chosen.token, chosen.offline
+                local = models.pull(name, kind=kind, offline=offline, token=token, progress=progress, cache_dir=place)
+            typer.echo(local.directory)
 
 
 # --- deploy ---------------------------------------------------------------------------------------------------------

@@ -87,6 +87,17 @@ class EndpointHandler:
         return original.answer(transcript, config)
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether weights of a recognition model lie in a folder."""
+    from diarist.models import layouts  # noqa: PLC0415 (only an endpoint needs it)
+
+    try:
+        layouts.at_path(path, "asr")
+    except (ModelFormatError, OSError):
+        return False
+    return True
+
+
 def _coded(error: DiaristError) -> DiaristError:
     return DiaristError(f"{error.code}: {error}")
 
@@ -126,7 +137,7 @@ def _load(path: Path | None, default_asr_model: str | None) -> "Pipeline":
 
 
 def _asr_model(path: Path | None, chosen: "Settings", default: str | None) -> str:
-    if path and _holds_weights(path):
+    if path and holds_weights(path):
         return str(path.absolute())
     if "asr_model" in chosen.model_fields_set:
         return chosen.asr_model
@@ -140,16 +151,6 @@ def _diarization_model(chosen: "Settings") -> str | None:
     if "diarization_model" not in chosen.model_fields_set or chosen.diarization_model == settings.NO_MODEL:
         return None
     return chosen.diarization_model
-
-
-def _holds_weights(path: Path) -> bool:
-    from diarist.models import layouts  # noqa: PLC0415 (only an endpoint needs it)
-
-    try:
-        layouts.at_path(path, "asr")
-    except (ModelFormatError, OSError):
-        return False
-    return True
 
 
 # --- the model repository -------------------------------------------------------------------------------------------
