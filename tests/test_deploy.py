@@ -1,10 +1,13 @@
 """Endpoints, against a local server that plays the platform's API and the hub's `whoami`."""
 
 import json
+import re
+import shlex
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -235,6 +238,14 @@ def test_a_public_endpoint_is_warned_about(platform):
     assert "at your expense" not in run("create", "b", "--repository", "me/model").stderr
 
 
+def test_the_documented_command_is_one(platform):
+    text = (Path(__file__).resolve().parents[1] / "deploy" / "README.md").read_text("utf-8")
+    (command,) = re.findall(r"^\$ diarist deploy (create .*(?:\\\n.*)*)", text, re.MULTILINE)
+    done = run(*shlex.split(command), "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["model"]["image"]["custom"]["url"].endswith(":endpoint")
+
+
 def test_what_cannot_change_is_refused():
     with pytest.raises(OptionError, match="region: cannot be changed"):
         deploy.update(deploy.connect("x"), "asr", "me", deploy.EndpointOptions(region="eu-west-1", max_replica=2))
@@ -281,6 +292,15 @@ def test_waiting_shows_each_status_until_the_endpoint_answers(platform, impatien
     assert [path for _, path, _ in platform.requests].count("/health") == 3
 
 
+def test_waiting_on_a_terminal_shows_the_latest_status(platform, impatient, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    platform.states = ["pending", "initializing", "running"]
+    done = run(*CREATE, "--namespace", "me", "--wait")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.split()[:2] == ["me/asr", "running"]
+    assert "asr after" not in done.stderr
+
+
 def test_waiting_ends_where_it_cannot_succeed(platform, impatient):
     platform.states = ["pending", "failed"]
     done = run(*CREATE, "--namespace", "me", "--wait")
@@ -291,6 +311,23 @@ def test_waiting_ends_where_it_cannot_succeed(platform, impatient):
 def test_scaled_to_zero_is_as_good_as_running(platform, impatient):
     platform.states = ["pending", "scaledToZero"]
     assert run(*CREATE, "--namespace", "me", "--wait").exit_code == 0
+
+
+@pytest.mark.parametrize(("failures", "status"), [(2, 0), (3, 1)])
+def test_a_question_that_goes_astray_does_not_end_the_wait(platform, impatient, monkeypatch, failures, status):
+    platform.states = ["pending", "running"]
+    answer, left = Platform.answer, [failures]
+
+    def flaky(self, method, path, body):
+        if method == "GET" and path.endswith("/asr") and left[0]:
+            left[0] -= 1
+            return 502, {}
+        return answer(self, method, path, body)
+
+    monkeypatch.setattr(Platform, "answer", flaky)
+    done = run(*CREATE, "--namespace", "me", "--wait")
+    assert done.exit_code == status
+    assert ("(502)" in done.stderr) is bool(status)
 
 
 def test_waiting_gives_up(platform, impatient):

@@ -812,7 +812,7 @@ def _awaiting(name: str) -> Iterator[Callable[[str, float], None]]:
     """Status and time while an endpoint starts; in a pipe one line for each new status."""
     console = Console(stderr=True)
     if console.is_terminal:
-        with console.status(name) as shown:
+        with console.status(Text(name)) as shown:
             yield lambda status, seconds: shown.update(Text(f"{name}: {status}, {seconds:.0f} s"))
         return
     told: list[str] = []

@@ -25,6 +25,8 @@ HEALTH_ROUTE = "/health"
 MASK = "***"
 ANSWER_S = 60.0
 """Longest that the API may take to answer, in seconds."""
+PATIENCE = 3
+"""Failed questions in a row after which waiting ends: among the hundreds of a long start, one may go astray."""
 _TOKEN_NAMES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_HUB_TOKEN", "HF_API_TOKEN"})
 _TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{16,}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -256,16 +258,24 @@ def wait(
         DeployError: It failed to start, or not in time.
     """
     begun = time.monotonic()
+    failures = 0
     while True:
         waited_s = time.monotonic() - begun
         report(_state(endpoint), waited_s)
         with _explained("wait", endpoint.name, endpoint.namespace):
             if _state(endpoint) == "scaledToZero" or _is_up(endpoint):
                 return endpoint
-            if waited_s >= timeout_s:
-                raise DeployError(f"{endpoint.name} is still {_state(endpoint)} after {timeout_s:.0f} s")
-            time.sleep(every_s)
-            endpoint.fetch()
+        if waited_s >= timeout_s:
+            raise DeployError(f"{endpoint.name} is still {_state(endpoint)} after {timeout_s:.0f} s")
+        time.sleep(every_s)
+        try:
+            with _explained("wait", endpoint.name, endpoint.namespace):
+                endpoint.fetch()
+            failures = 0
+        except DeployError:
+            failures += 1
+            if failures == PATIENCE:
+                raise
 
 
 def _is_up(endpoint: "InferenceEndpoint") -> bool:
