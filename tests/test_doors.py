@@ -43,7 +43,7 @@ DOORS = {
         ),
     ),
     "addresses become bytes": (
-        ("models.sources",),
+        ("models.sources", "deploy"),
         (
             "socket",
             "urllib.request",

@@ -63,11 +63,21 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="Which weights there are, and which are on this machine.")
 app.add_typer(models_app, name="models")
+handler_app = typer.Typer(no_args_is_help=True, help="The handler for the container of Inference Endpoints.")
+app.add_typer(handler_app, name="handler")
+deploy_app = typer.Typer(no_args_is_help=True, help="Inference Endpoints: created, watched, changed and removed.")
+app.add_typer(deploy_app, name="deploy")
 
 
 class Task(StrEnum):
     TRANSCRIBE = "transcribe"
     TRANSLATE = "translate"
+
+
+class Access(StrEnum):
+    AUTHENTICATED = "authenticated"
+    PUBLIC = "public"
+    PRIVATE = "private"
 
 
 class Clustering(StrEnum):
@@ -556,3 +566,260 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, models.Kind | None]]:
         yield parts.embedding, "embedding"
         if parts.plda:
             yield parts.plda, "plda"
+
+
+# --- handler --------------------------------------------------------------------------------------------------------
+
+
+@handler_app.command("export")
+def handler_export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model repository is to be.")],
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Recognition model unless the endpoint's ASR_MODEL says another."),
+    ] = None,
+    package: Annotated[
+        str | None, typer.Option(help="What pip is to install diarist from: a requirement. (this version)")
+    ] = None,
+    with_models: Annotated[
+        bool, typer.Option("--with-models", help="Put the models in too, so that the endpoint fetches nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model repository for Inference Endpoints, ready to push; prints the files."""
+    from diarist import handler, settings  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        if with_models:
+            model = model or "base"
+        files = handler.repository_files(model=model, package=package)
+        for path in handler.export(folder, files, replace=force):
+            typer.echo(path)
+        chosen = settings.load()
+        for name, kind in _parts([model, "default"] if model and with_models else []):
+            with _fetching(quiet=False) as progress:
+                place = folder / handler.WEIGHTS_FOLDER
+                token, offline = chosen.token, chosen.offline
+                local = models.pull(name, kind=kind, offline=offline, token=token, progress=progress, cache_dir=place)
+            typer.echo(local.directory)
+
+
+# --- deploy ---------------------------------------------------------------------------------------------------------
+
+
+EndpointName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the endpoint.")]
+Namespace = Annotated[str | None, typer.Option(help="Account that has the endpoint. (that of the token)")]
+Repository = Annotated[str | None, typer.Option(help="Model repository to serve: account/name.")]
+Revision = Annotated[str | None, typer.Option(help="Commit, branch or tag of the repository. (newest commit)")]
+Image = Annotated[str | None, typer.Option(help="Container image. (the platform's, which runs handler.py)")]
+Accelerator = Annotated[str | None, typer.Option(help="gpu or cpu. (gpu)")]
+InstanceType = Annotated[str | None, typer.Option(help="Hardware. (nvidia-t4)")]
+InstanceSize = Annotated[str | None, typer.Option(help="How much of it. (x1)")]
+MinReplica = Annotated[int | None, typer.Option(min=0, help="Least copies that run. (0)")]
+MaxReplica = Annotated[int | None, typer.Option(min=1, help="Most copies that run. (1)")]
+ScaleToZero = Annotated[
+    int | None, typer.Option("--scale-to-zero", min=1, metavar="MINUTES", help="Stop when nobody called for so long.")
+]
+AsrModel = Annotated[str | None, typer.Option("--model", "-m", help="Sets ASR_MODEL.")]
+DiarizationModel = Annotated[str | None, typer.Option(help="Sets DIARIZATION_MODEL.")]
+AssistantModel = Annotated[str | None, typer.Option(help="Sets ASSISTANT_MODEL.")]
+Env = Annotated[list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Plain variable; repeatable.")]
+Secret = Annotated[
+    list[str] | None,
+    typer.Option("--secret", metavar="NAME", help="Secret, its value taken from this environment; repeatable."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the request and send nothing.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Until the endpoint answers.")]
+
+
+@deploy_app.command("create")
+def deploy_create(
+    name: EndpointName,
+    *,
+    repository: Repository = None,
+    namespace: Namespace = None,
+    revision: Revision = None,
+    image: Image = None,
+    vendor: Annotated[str | None, typer.Option(help="Cloud. (aws)")] = None,
+    region: Annotated[str | None, typer.Option(help="Its region. (us-east-1)")] = None,
+    accelerator: Accelerator = None,
+    instance_type: InstanceType = None,
+    instance_size: InstanceSize = None,
+    min_replica: MinReplica = None,
+    max_replica: MaxReplica = None,
+    scale_to_zero: ScaleToZero = None,
+    type: Annotated[Access | None, typer.Option(help="Who may call. (authenticated)")] = None,  # noqa: A002
+    model: AsrModel = None,
+    diarization_model: DiarizationModel = None,
+    assistant_model: AssistantModel = None,
+    env: Env = None,
+    secret: Secret = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    debug: Debug = False,
+) -> None:
+    """Create an endpoint."""
+    from diarist import deploy  # noqa: PLC0415 (only this command needs it)
+
+    with _reported(debug=debug):
+        options = deploy.EndpointOptions(
+            repository=repository,
+            revision=revision,
+            image=image,
+            vendor=vendor,
+            region=region,
+            accelerator=accelerator,
+            instance_type=instance_type,
+            instance_size=instance_size,
+            min_replica=min_replica,
+            max_replica=max_replica,
+            scale_to_zero_minutes=scale_to_zero,
+            type=type.value if type else None,
+            env=_plain_variables(env, model, diarization_model, assistant_model),
+            secrets=deploy.secrets(secret, os.environ) if secret else None,
+        )
+        if type is Access.PUBLIC:
+            _say("warning: anyone who finds the address may use this endpoint, at your expense", "yellow")
+        _send(lambda api, account: deploy.create(api, name, account, options), namespace, dry_run=dry_run, wait=wait)
+
+
+@deploy_app.command("update")
+def deploy_update(
+    name: EndpointName,
+    *,
+    namespace: Namespace = None,
+    repository: Repository = None,
+    revision: Revision = None,
+    image: Image = None,
+    accelerator: Accelerator = None,
+    instance_type: InstanceType = None,
+    instance_size: InstanceSize = None,
+    min_replica: MinReplica = None,
+    max_replica: MaxReplica = None,
+    scale_to_zero: ScaleToZero = None,
+    model: AsrModel = None,
+    diarization_model: DiarizationModel = None,
+    assistant_model: AssistantModel = None,
+    env: Env = None,
+    secret: Secret = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    debug: Debug = False,
+) -> None:
+    """Change what is given; variables, and secrets, are replaced as a whole."""
+    from diarist import deploy  # noqa: PLC0415 (only this command needs it)
+
+    with _reported(debug=debug):
+        options = deploy.EndpointOptions(
+            repository=repository,
+            revision=revision,
+            image=image,
+            accelerator=accelerator,
+            instance_type=instance_type,
+            instance_size=instance_size,
+            min_replica=min_replica,
+            max_replica=max_replica,
+            scale_to_zero_minutes=scale_to_zero,
+            env=_plain_variables(env, model, diarization_model, assistant_model),
+            secrets=deploy.secrets(secret, os.environ) if secret else None,
+        )
+        _send(lambda api, account: deploy.update(api, name, account, options), namespace, dry_run=dry_run, wait=wait)
+
+
+@deploy_app.command("status")
+def deploy_status(name: EndpointName, *, namespace: Namespace = None, wait: Wait = False, debug: Debug = False) -> None:
+    """Print name, status and address."""
+    from diarist import deploy  # noqa: PLC0415 (only this command needs it)
+
+    with _reported(debug=debug):
+        _send(lambda api, account: deploy.status(api, name, account), namespace, wait=wait)
+
+
+@deploy_app.command("pause")
+def deploy_pause(name: EndpointName, *, namespace: Namespace = None, debug: Debug = False) -> None:
+    """Stop an endpoint until it is resumed; it costs nothing meanwhile."""
+    from diarist import deploy  # noqa: PLC0415 (only this command needs it)
+
+    with _reported(debug=debug):
+        _send(lambda api, account: deploy.pause(api, name, account), namespace)
+
+
+@deploy_app.command("resume")
+def deploy_resume(name: EndpointName, *, namespace: Namespace = None, wait: Wait = False, debug: Debug = False) -> None:
+    """Start a paused endpoint."""
+    from diarist import deploy  # noqa: PLC0415 (only this command needs it)
+
+    with _reported(debug=debug):
+        _send(lambda api, account: deploy.resume(api, name, account), namespace, wait=wait)
+
+
+@deploy_app.command("delete")
+def deploy_delete(
+    name: EndpointName,
+    *,
+    namespace: Namespace = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Remove an endpoint, for good."""
+    from diarist import deploy, settings  # noqa: PLC0415 (only this command needs it)
+
+    with _reported(debug=debug):
+        if not yes and not sys.stdin.isatty():
+            raise OptionError("--yes", "is needed where nobody can be asked: deleting cannot be undone")
+        if not yes and not typer.confirm(f"Delete {name} for good?", err=True):
+            raise typer.Exit(1)
+        deploy.delete(deploy.connect(settings.load().token), name, namespace)
+        _say(f"deleted {name}")
+
+
+def _plain_variables(
+    env: Sequence[str] | None, model: str | None, diarization_model: str | None, assistant_model: str | None
+) -> dict[str, str] | None:
+    from diarist import deploy  # noqa: PLC0415 (only these commands need it)
+
+    named = {"ASR_MODEL": model, "DIARIZATION_MODEL": diarization_model, "ASSISTANT_MODEL": assistant_model}
+    return {**deploy.variables(env or ()), **{name: value for name, value in named.items() if value}} or None
+
+
+def _send(
+    call: Callable[[Any, str | None], Any],
+    namespace: str | None,
+    *,
+    dry_run: bool = False,
+    wait: bool = False,
+) -> None:
+    """Call the API and print the endpoint that it answers with; or print the request instead."""
+    from diarist import deploy, settings  # noqa: PLC0415 (only these commands need it)
+
+    api = deploy.connect(settings.load().token)
+    if dry_run:
+        request = deploy.rehearse(lambda: call(api, namespace or "YOUR-ACCOUNT"))
+        _say(f"would send: {request.method} {request.url}")
+        typer.echo(str(request))
+        return
+    endpoint = call(api, namespace)
+    if wait:
+        with _awaiting(endpoint.name) as report:
+            deploy.wait(endpoint, report)
+    typer.echo(one_line(deploy.describe(endpoint)))
+
+
+@contextmanager
+def _awaiting(name: str) -> Iterator[Callable[[str, float], None]]:
+    """Status and time while an endpoint starts; in a pipe one line for each new status."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(Text(name)) as shown:
+            yield lambda status, seconds: shown.update(Text(f"{name}: {status}, {seconds:.0f} s"))
+        return
+    told: list[str] = []
+
+    def tell(status: str, seconds: float) -> None:
+        if told[-1:] != [status]:
+            told.append(status)
+            _say(f"{name}: {status} after {seconds:.0f} s")
+
+    yield tell

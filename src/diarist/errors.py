@@ -17,6 +17,7 @@
     │   └── OutOfMemoryError (MemoryError)
     ├── TranscriptError (ValueError)        a transcript that breaks its own rules, or JSON that is none
     ├── CancelledError                      the caller asked to stop
+    ├── DeployError                         the platform that runs endpoints refused, failed or was not reached
     └── EngineError
         ├── QueueFullError                  as much is waiting as may wait
         ├── NotReadyError                   models are loading, or the engine is stopping
@@ -144,6 +145,12 @@ class CancelledError(DiaristError):
     """The caller asked to stop before the work was done."""
 
     code = "cancelled"
+
+
+class DeployError(DiaristError):
+    """The platform that runs endpoints refused, failed or was not reached."""
+
+    code = "deploy_failed"
 
 
 class EngineError(DiaristError):
