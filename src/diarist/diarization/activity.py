@@ -19,6 +19,7 @@ INACTIVE = -1
 _CLASS_SPEAKERS = np.array(
     [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.uint8
 )  # the powerset of three speakers with at most two at once, in the network's order
+_RANKED = 1 << 16  # frames at once: sorting takes sixteen times the memory of its result
 _MIN_CLEAN_FRAMES = 2  # with fewer frames of a speaker alone, the embedding hears the overlap as well
 
 
@@ -99,14 +100,17 @@ def reconstruct(
         Two arrays of shape (frames, speakers): with overlap, and with at most one speaker a frame.
     """
     count = np.minimum(speaker_count(activity, hop_s), most)
-    speakers = int(clusters.max(initial=INACTIVE)) + 1
-    heard = np.zeros((len(count), max(speakers, int(count.max(initial=0)))), np.float32)
+    speakers = max(int(clusters.max(initial=INACTIVE)) + 1, int(count.max(initial=0)))
+    heard = np.zeros((len(count), speakers), np.uint8)  # no frame is heard by more than ten windows
     for window, local in enumerate(activity):
         first = window_frame(window, hop_s)
         mine = clusters[window]
         for speaker in np.unique(mine[mine != INACTIVE]):
             heard[first : first + FRAMES, speaker] += local[:, mine == speaker].max(axis=1)
-    ranked = np.argsort(-heard, axis=1, kind="stable")
-    place = np.empty_like(ranked)
-    np.put_along_axis(place, ranked, np.arange(heard.shape[1])[None], axis=1)
+    place = np.empty(heard.shape, np.uint8)  # of each speaker among those heard in a frame
+    places = np.minimum(np.arange(speakers), 255).astype(np.uint8)[None]
+    for start in range(0, len(heard), _RANKED):
+        block = heard[start : start + _RANKED]
+        ranked = np.argsort(-block.astype(np.int16), axis=1, kind="stable")
+        np.put_along_axis(place[start : start + _RANKED], ranked, places, axis=1)
     return place < count[:, None], place < np.minimum(count, 1)[:, None]

@@ -30,6 +30,7 @@ VBX_THRESHOLD = 0.6
 """Distance at which the first guess of VBx stops merging."""
 _MIN_ALONE = 0.2  # share of a window's frames in which a local speaker must be alone to help find the persons
 _LEAST_PRIOR = 1e-7  # a speaker whom VBx gives less has been given up
+_BLOCK = 1024  # windows at once in float64
 _MAX_LINKED = 4000  # linkage takes the square of this in memory; longer recordings are sampled evenly
 
 
@@ -99,9 +100,16 @@ def cluster(
         centroids, exclusive = _vbx_centroids(training, plda, bounds)
     else:
         centroids = _centroid_linkage(training, bounds)
-    similarity = _unit(embeddings.astype(np.float64)) @ _unit(centroids).T
+    similarity = _cosines(embeddings, centroids)
     labels = _assign_exclusively(similarity, active) if exclusive else similarity.argmax(axis=2)
     return Clusters(np.where(active, labels, INACTIVE), centroids, similarity)
+
+
+def _cosines(embeddings: NDArray[np.float32], centroids: Floats) -> Floats:
+    """Of each local speaker and each person: (windows, local speakers, persons)."""
+    directions = _unit(centroids).T
+    blocks = range(0, len(embeddings), _BLOCK)
+    return np.concatenate([_unit(embeddings[b : b + _BLOCK].astype(np.float64)) @ directions for b in blocks])
 
 
 def _unit(x: Floats) -> Floats:
