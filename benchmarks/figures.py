@@ -50,6 +50,7 @@ class Figures:
     hardware: str = ""
     durations: list[float] = field(default_factory=list)
     recognition: Track = field(default_factory=Track)
+    exact: list[Errors] = field(default_factory=list)
     diarization: Track = field(default_factory=Track)
     reference_diarization: list[Errors] = field(default_factory=list)
     pipeline: Track = field(default_factory=Track)
@@ -103,6 +104,10 @@ def measure(data: Path, *, threads: int, rounds: int, peer_python: Path | None) 
     pipeline = Pipeline(_MODEL, language="en", threads=threads)
     figures.hardware = hardware(pipeline, threads)
     pipeline(heard[0].audio)  # first calls compile and allocate
+    say("words in float32")
+    exact = Pipeline(_MODEL, language="en", dtype="float32", threads=threads)
+    figures.exact = [word_errors(each.text, exact(each.audio, diarize=False).text) for each in heard]
+    del exact
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         measure_diarist(figures, pipeline, heard)
@@ -227,6 +232,7 @@ def table(figures: Figures) -> str:
     rows: list[list[str]] = [
         speed_row("recognition RTFx", figures.recognition, figures.durations),
         error_row("recognition WER", figures.recognition.errors),
+        error_row("recognition WER in float32", figures.exact),
     ]
     if figures.peer_name:
         rows += [
