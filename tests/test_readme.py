@@ -3,7 +3,8 @@
 Blocks marked `console` hold commands (lines that begin with `$ `) and what they print; blocks marked `python` are run
 one after the other, in one namespace. They run in an empty folder in which every recording that they name is the
 sample. `scripts/demo` stands for the command it runs in the end; other scripts and the commands around them (git,
-cd, pip) are only checked for being there. A block after `<!-- not run: reason -->` is left out: only for what needs a
+cd, pip) are only checked for being there. `diarist serve` is run once, on a free port that takes the place of the one
+shown. A block after `<!-- not run: reason -->` is left out: only for what needs a
 network, a server elsewhere or an account.
 """
 
@@ -11,8 +12,11 @@ import difflib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +28,8 @@ FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
 RECORDING = re.compile(r"(?<![\w/.:-])(?:[\w-]+/)*[\w-]+\.(?:wav|mp3|m4a|flac|ogg|opus|mp4|webm|aac)\b")
 AROUND = ("git ", "cd ", "pip ", "python -m venv ", "python3 -m venv ", "source ", "export ")
+SERVE = "diarist serve"
+ADDRESS = "http://localhost:7860"
 SIMILAR = 0.8
 """Least share of shown words that must come out: precision and hardware change a word here and there."""
 
@@ -69,6 +75,31 @@ def workspace(sample_recording, tmp_path_factory):
     return folder, {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
 
 
+@pytest.fixture(scope="module")
+def server(workspace, base_model):
+    """The address of the server that the README starts."""
+    folder, environment = workspace
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://localhost:{free.getsockname()[1]}"
+    command = f"exec {SERVE} --port {address.rpartition(':')[2]}"
+    with subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not answers(f"{address}/health"):
+            assert process.poll() is None, "the server has ended"
+            time.sleep(0.2)
+        yield address
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 def words(text):
     return re.findall(r"\w+", text.lower())
 
@@ -89,10 +120,16 @@ CONSOLE = [
 
 @pytest.mark.weights
 @pytest.mark.parametrize(("command", "shown"), CONSOLE)
-def test_commands_do_what_is_shown(command, shown, workspace, sample_recording, base_model):
+def test_commands_do_what_is_shown(command, shown, workspace, sample_recording, base_model, request):
     folder, environment = workspace
     if command.startswith(AROUND):
         return
+    if command.startswith(SERVE):
+        assert answers(f"{request.getfixturevalue('server')}/readyz")
+        return
+    if ADDRESS in command:
+        command = command.replace(ADDRESS, request.getfixturevalue("server"))
+        command = command.replace("curl ", "curl --fail --silent --show-error ")
     program = command.split()[0]
     if (ROOT / program).is_file():
         assert os.access(ROOT / program, os.X_OK)
@@ -110,13 +147,15 @@ def test_commands_do_what_is_shown(command, shown, workspace, sample_recording, 
 
 
 @pytest.mark.weights
-def test_python_examples_run(workspace, base_model, monkeypatch):
+def test_python_examples_run(workspace, base_model, server, monkeypatch):
     folder, _ = workspace
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_TOKEN", "")
     namespace = {}
     for block in blocks(README.read_text(encoding="utf-8")):
         if block.language == "python":
-            exec(compile(block.text, f"README.md, block at line {block.line}", "exec"), namespace)
+            text = block.text.replace(ADDRESS, server)
+            exec(compile(text, f"README.md, block at line {block.line}", "exec"), namespace)
 
 
 def test_there_is_something_to_run():
