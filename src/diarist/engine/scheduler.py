@@ -12,8 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-WEIGHTS = {"express": 12.0, "bulk": 1.0, "solo": 1.0}
+from diarist.engine.wire import LaneName
+
+WEIGHTS: dict[LaneName, float] = {"express": 12.0, "bulk": 1.0, "solo": 1.0}
 """Shares of the time of lanes that all have work."""
+
+_PATIENCE = 4.0  # pieces of tasks that may bring no window, one after the other, before the loop steps again
+_PATIENCE_PER_STEP = 0.1  # so a silent recording takes about half of the time from those that speak
+_GOOD_STEPS = 500  # about two windows' worth: the window that was too much is through by then
 
 
 class Loop(Protocol):
@@ -50,6 +56,9 @@ class Task(Protocol):
     def advance(self) -> bool:
         """Do the next piece of work; True if the loop must step before there is another. Raises nothing."""
 
+    def cancel(self) -> None:
+        """Give it up."""
+
     @property
     def over(self) -> bool:
         """Whether it has come to its end, good or bad."""
@@ -59,7 +68,7 @@ class Task(Protocol):
 class Lane:
     """Tasks that share a decode loop."""
 
-    name: str
+    name: LaneName
     loop: Loop
     weight: float
     tasks: list[Task] = field(default_factory=list)
@@ -71,16 +80,19 @@ class Lane:
     rows_used: int = 0
     halvings: int = 0
     _good_steps: int = 0
+    _patience: float = _PATIENCE
 
     @property
     def ready(self) -> list[Task]:
         """Tasks that could go on now, the shortest first."""
+        if not self.loop.pending:
+            self.stalled.clear()
         able = (task for task in self.tasks if task.id not in self.stalled and task.ready)
         return sorted(able, key=lambda task: task.seconds_left)
 
     @property
     def has_work(self) -> bool:
-        return self.loop.pending > 0 or bool(self.ready) or bool(self.stalled)
+        return self.loop.pending > 0 or bool(self.ready)
 
     def work(self, at: Callable[[Iterable[str]], None]) -> None:
         """Do one piece of work.
@@ -88,16 +100,18 @@ class Lane:
         Args:
             at: Told the ids of the requests that the piece is about, before it is done.
         """
-        ready = self.ready
-        if ready and (self.loop.wanted or not self.loop.pending):
+        ready, pending = self.ready, self.loop.pending
+        if ready and (not pending or (self.loop.wanted and self._patience >= 1)):
             task = ready[0]
             at([task.id])
             if task.advance():
                 self.stalled.add(task.id)
-        else:
+            self._patience = _PATIENCE if self.loop.pending > pending else self._patience - 1
+        elif pending:
             at([task.id for task in self.tasks])
             self._step()
             self.stalled.clear()
+            self._patience = min(_PATIENCE, self._patience + _PATIENCE_PER_STEP)
         for task in self.tasks:
             if task.over:
                 self.stalled.discard(task.id)
@@ -106,8 +120,6 @@ class Lane:
     def _step(self) -> None:
         """Step the loop. What does not work with many windows is tried with fewer; what does not work alone is given up."""
         loop = self.loop
-        if not loop.pending:
-            return
         try:
             loop.step()
         except Exception as error:
@@ -129,9 +141,6 @@ class Lane:
             loop.relax()
 
 
-_GOOD_STEPS = 500  # about two windows' worth: the window that was too much is through by then
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether less at once might work: a `MemoryError`, or torch's own error, which is none."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
@@ -146,33 +155,44 @@ class Scheduler:
     """Chooses among lanes.
 
     Args:
-        lanes: In order of preference where all else is equal.
+        make_loop: The decode loop of a lane, made when the lane is first needed.
         at: Told before each piece of work which requests it is about.
         clock: Seconds, monotonic.
     """
 
     def __init__(
         self,
-        lanes: Iterable[Lane],
-        at: Callable[[Iterable[str]], None] = lambda ids: None,
+        make_loop: Callable[[LaneName], Loop],
+        at: Callable[[Iterable[str]], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.lanes = {lane.name: lane for lane in lanes}
+        self.lanes: dict[LaneName, Lane] = {}
+        self._make_loop = make_loop
         self._at = at
         self._clock = clock
-        self._busy: set[str] = set()  # lanes that had work when last looked at
+        self._busy: set[LaneName] = set()  # lanes that had work when last looked at
         self._reached = 0.0  # `passed` of the lane that worked last
         self.compute_s = 0.0
         """Time spent in pieces of work."""
 
-    def add(self, name: str, task: Task) -> None:
-        """Put a task into a lane."""
-        self.lanes[name].tasks.append(task)
+    def lane(self, name: LaneName) -> Lane:
+        """The lane of that name."""
+        if name not in self.lanes:
+            self.lanes[name] = Lane(name, self._make_loop(name), WEIGHTS[name])
+        return self.lanes[name]
 
     @property
-    def tasks(self) -> int:
+    def tasks(self) -> list[Task]:
         """Tasks under way."""
-        return sum(len(lane.tasks) for lane in self.lanes.values())
+        return [task for lane in self.lanes.values() for task in lane.tasks]
+
+    def cancel(self, id_: str) -> None:
+        """Give a task up, if it is under way."""
+        for lane in self.lanes.values():
+            for task in [task for task in lane.tasks if task.id == id_]:
+                task.cancel()
+                lane.tasks.remove(task)
+                lane.stalled.discard(id_)
 
     def run_once(self) -> bool:
         """Do one piece of work; False if there is none."""
@@ -194,4 +214,4 @@ class Scheduler:
             if lane.name not in self._busy:  # time in which it had nothing to do is not made up for
                 lane.passed = max(lane.passed, self._reached)
         self._busy = {lane.name for lane in able}
-        return min(able, key=lambda lane: lane.passed, default=None)
+        return min(able, key=lambda lane: (lane.passed, -lane.weight), default=None)

@@ -5,8 +5,9 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from diarist.audio import DecodeLimits
 from diarist.engine.messages import EngineInfo, PartialText, Work
 from diarist.transcript import Transcript
 
@@ -14,6 +15,17 @@ LaneName = Literal["express", "bulk", "solo"]
 EXPRESS_S = 60.0
 """Recordings up to this length are short: they go before the others."""
 ID_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The first message to a worker."""
+
+    pipeline: dict[str, Any]
+    """Arguments of `Pipeline`."""
+    limits: DecodeLimits
+    heartbeat_s: float
+
 
 # --- commands to the worker -------------------------------------------------------------------------------------------
 
