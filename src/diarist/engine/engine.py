@@ -38,7 +38,7 @@ _FIRST_SPEED = 10.0  # seconds of audio per second, until it has been measured
 _MEASURED_AFTER_S = 5.0
 _MAX_RETRY_S = 120.0
 _STRIKES = 2  # deaths of a worker over the same recording until it is refused
-_TELLING = 0.03  # share of a recording from which its own pace tells when it will be done
+_TELLING = 0.3  # share of a recording from which its own pace tells when it will be done
 _TICK_S = 1.0
 _REMEMBERED = 4096  # recordings with strikes
 

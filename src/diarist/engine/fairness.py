@@ -36,6 +36,8 @@ class FairQueue(Generic[T]):
         tag, _, item = self._waiting.pop(0)
         del self._tags[id(item)]
         self._reached = max(self._reached, tag)
+        if not self._waiting:  # whoever comes next begins anew
+            self._reached = max([self._reached, *self._ends.values()])
         # A key that has got no further than everybody has no past: the table stays as long as the queue.
         self._ends = {key: end for key, end in self._ends.items() if end > self._reached}
         return item

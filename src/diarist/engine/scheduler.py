@@ -106,7 +106,7 @@ class Lane:
             at([task.id])
             if task.advance():
                 self.stalled.add(task.id)
-            self._patience = _PATIENCE if self.loop.pending > pending else self._patience - 1
+            self._patience = _PATIENCE if self.loop.pending > pending else max(0.0, self._patience - 1)
         elif pending:
             at([task.id for task in self.tasks])
             self._step()
