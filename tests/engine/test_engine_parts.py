@@ -25,7 +25,9 @@ def test_everything_that_waits_comes_out_once_and_in_order_within_its_key(pushed
         assert own == sorted(own)
 
 
-@given(st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30), st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30))
+@given(
+    st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30), st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30)
+)
 def test_h02_keys_that_both_wait_get_the_same(first, second):
     queue: FairQueue[tuple[str, float]] = FairQueue()
     for cost in first:
@@ -150,5 +152,3 @@ def test_the_blackboard_says_what_was_written_last(numbers):
     for page in (board, other):
         page.close()
     os.close(descriptor)
-
-
