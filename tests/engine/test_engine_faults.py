@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -303,9 +304,6 @@ async def test_h22_a_piece_of_work_without_end_is_cut_off(engine, recordings):
 
 async def test_h22_the_worker_dies_with_the_engine(tmp_path):
     """A process that holds an engine is killed; its worker goes with it, even if it is stopped."""
-    import subprocess
-    import sys
-
     program = tmp_path / "holder.py"
     program.write_text(
         "import asyncio, sys\n"
@@ -320,10 +318,11 @@ async def test_h22_the_worker_dies_with_the_engine(tmp_path):
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as holder:
-        worker = int(await asyncio.to_thread(holder.stdout.readline))
-        os.kill(worker, signal.SIGSTOP)
-        holder.kill()
+    holder = await asyncio.create_subprocess_exec(sys.executable, str(program), stdout=asyncio.subprocess.PIPE)
+    worker = int(await holder.stdout.readline())
+    os.kill(worker, signal.SIGSTOP)
+    holder.kill()
+    await holder.communicate()
     await until(lambda: not alive(worker), 2.0)
 
 

@@ -1,12 +1,14 @@
 """The small parts: the fair queue, the watch, the blackboard."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diarist.engine.fairness import FairQueue
+from diarist.engine.process import is_own_doing
 from diarist.engine.watch import Watch
 from diarist.engine.wire import Blackboard, Pulse
 
@@ -136,6 +138,23 @@ def test_a_worker_may_take_its_time_to_load_as_long_as_its_heart_beats():
     for second in range(1, 1000):
         watch.heard(second, watched())
         assert watch.verdict(second) == ""
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "oom_killed", "own"),
+    [
+        (-signal.SIGSEGV, False, True),
+        (-signal.SIGABRT, False, True),
+        (70, False, True),
+        (-signal.SIGKILL, False, False),
+        (-signal.SIGKILL, True, True),
+        (-signal.SIGTERM, True, False),
+        (0, False, False),
+        (None, False, False),
+    ],
+)
+def test_h23_nobody_is_blamed_for_what_came_from_outside(exit_code, oom_killed, own):
+    assert is_own_doing(exit_code, oom_killed=oom_killed) == own
 
 
 @given(st.lists(st.integers(0, 2**128 - 1), max_size=2000))
