@@ -64,8 +64,8 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
     )
     app.state.service = service
     app.include_router(original.router(service))
-    app.include_router(openai.router(service), prefix="/v1")
-    app.include_router(openai.router(service), prefix="/api/v1", include_in_schema=False)
+    app.include_router(openai.router(service, "/v1"))
+    app.include_router(openai.router(service, "/api/v1"), include_in_schema=False)
     _add_operations(app, service, has_keys=bool(settings.api_keys or settings.api_keys_file))
     for kind in (DiaristError, Refusal, ClientGone, HTTPException, RequestValidationError, OSError, Exception):
         app.add_exception_handler(kind, _told)

@@ -34,9 +34,9 @@ _PIECE_CHARACTERS = 1 << 20
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.ASCII)
 
 
-def router(service: Service) -> APIRouter:
-    """The routes over a service, without their prefix."""
-    routes = APIRouter(tags=["OpenAI's"])
+def router(service: Service, prefix: str) -> APIRouter:
+    """The routes over a service, below a prefix."""
+    routes = APIRouter(prefix=prefix, tags=["OpenAI's"])
 
     @routes.post("/audio/transcriptions", responses=AUDIO_RESPONSES, openapi_extra=TRANSCRIPTION_BODY)
     async def transcriptions(request: HttpRequest) -> Response:

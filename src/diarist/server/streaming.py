@@ -72,15 +72,21 @@ class TicketEvents:
             ClientGone: The client has left.
             DiaristError: The engine has failed.
         """
-        with suppress(TimeoutError):
-            await unless_gone(receive, asyncio.wait_for(self._telling(), _PATIENCE_S))
+        await unless_gone(receive, self._telling(time.monotonic() + _PATIENCE_S))
 
-    async def _telling(self) -> None:
+    async def _telling(self, until: float) -> None:
         while self._first is None or isinstance(self._first, Status):
-            self._first = await self._next()
+            self._first = await self._next(max(0.0, until - time.monotonic()))
+            if self._first is None:
+                return
 
-    async def _next(self) -> Event:
-        event = await self._queue.get()
+    async def _next(self, within_s: float) -> Event | None:
+        """The next event; None where there is none in time. The engine's own timeouts are errors like others."""
+        try:
+            async with asyncio.timeout(within_s):
+                event = await self._queue.get()
+        except TimeoutError:
+            return None
         if isinstance(event, Exception):
             raise event
         return event
@@ -102,10 +108,8 @@ class TicketEvents:
                     yield _line(_progress(event))
                 elif isinstance(event, Transcript):
                     break
-                try:
-                    event = await asyncio.wait_for(self._next(), _PING_S)
-                except TimeoutError:
-                    event = None
+                event = await self._next(_PING_S)
+                if event is None:
                     yield _PING
         except Exception as error:
             yield _line(answer(error, "/v1/").openai_body())
