@@ -14,7 +14,11 @@ FAKE = b"fake: say Hello there. Hi you. Bye."
 
 
 def predict(running, content=FAKE, parameters=None, path="/predict", content_type="audio/wav", **options):
-    data = {} if parameters is None else {"parameters": parameters if isinstance(parameters, str) else json.dumps(parameters)}
+    data = (
+        {}
+        if parameters is None
+        else {"parameters": parameters if isinstance(parameters, str) else json.dumps(parameters)}
+    )
     files = {"file": ("a.wav", content, content_type)}
     return httpx2.post(running.url + path, files=files, data=data, timeout=120, **options)
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from diarist import formats
@@ -33,9 +34,9 @@ class Rendered:
 
 
 def dump(value: dict[str, Any]) -> bytes:
-    """An object as JSON, without NaN or infinity.
+    """An object as JSON, without NaN or infinity. A list may be an iterator: then it never exists as a whole.
 
-    >>> dump({"text": "a", "chunks": [1, 2]})
+    >>> dump({"text": "a", "chunks": iter([1, 2])})
     b'{"text": "a", "chunks": [1, 2]}'
     """
     return "".join(_dumped(value)).encode("utf-8", "replace")
@@ -46,11 +47,12 @@ def _dumped(value: dict[str, Any]) -> Iterator[str]:
     for name, part in value.items():
         yield f"{opening}{json.dumps(name)}: "
         opening = ", "
-        if isinstance(part, list) and len(part) > _PIECE:
-            for first in range(0, len(part), _PIECE):
-                yield "[" if first == 0 else ", "
-                yield _encode(part[first : first + _PIECE])[1:-1]
-            yield "]"
+        if isinstance(part, Iterator | list):
+            items, separator = iter(part), "["
+            while piece := list(islice(items, _PIECE)):
+                yield separator + _encode(piece)[1:-1]
+                separator = ", "
+            yield "[]" if separator == "[" else "]"
         else:
             yield _encode(part)
     yield "{}" if opening == "{" else "}"
@@ -108,34 +110,38 @@ def segments_of(transcript: Transcript) -> list[tuple[str, float, float, Decoded
 
 def original(transcript: Transcript, *, words_as_chunks: bool = False) -> Rendered:
     """The original's three keys, and ours beside them."""
-    runs = [[word] for word in transcript.words] if words_as_chunks else list(_sentences(transcript.utterances))
-    plain = transcript.to_dict()
-    return Rendered(
-        dump(
+    utterances, words = transcript.utterances, transcript.words
+    runs = ([word] for word in words) if words_as_chunks else _sentences(utterances)
+    body = {
+        "speakers": (
             {
-                "speakers": [
-                    {
-                        "speaker": utterance.speaker,
-                        "text": _leading(utterance.words),
-                        "timestamp": [utterance.start, utterance.end],
-                    }
-                    for utterance in transcript.utterances
-                    if utterance.speaker is not None
-                ],
-                "chunks": [{"text": _leading(run), "timestamp": [run[0].start, run[-1].end]} for run in runs],
-                "text": transcript.text,
-                "language": transcript.language,
-                "duration": transcript.duration,
-                "utterances": [
-                    {key: utterance[key] for key in ("speaker", "start", "end", "text")}
-                    for utterance in plain["utterances"]
-                ],
-                "words": [word for utterance in plain["utterances"] for word in utterance["words"]],
-                "warnings": plain["warnings"],
+                "speaker": utterance.speaker,
+                "text": _leading(utterance.words),
+                "timestamp": [utterance.start, utterance.end],
             }
+            for utterance in utterances
+            if utterance.speaker is not None
         ),
-        JSON,
-    )
+        "chunks": ({"text": _leading(run), "timestamp": [run[0].start, run[-1].end]} for run in runs),
+        "text": transcript.text,
+        "language": transcript.language,
+        "duration": transcript.duration,
+        "utterances": (
+            {"speaker": said.speaker, "start": said.start, "end": said.end, "text": said.text} for said in utterances
+        ),
+        "words": (
+            {
+                "text": word.text,
+                "start": word.start,
+                "end": word.end,
+                "probability": word.probability,
+                "speaker": word.speaker,
+            }
+            for word in words
+        ),
+        "warnings": list(transcript.warnings),
+    }
+    return Rendered(dump(body), JSON)
 
 
 # --- OpenAI's ---------------------------------------------------------------------------------------------------------
@@ -171,9 +177,9 @@ def usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": transcript.duration}
 
 
-def logprobs(transcript: Transcript) -> list[dict[str, Any]]:
+def logprobs(transcript: Transcript) -> Iterator[dict[str, Any]]:
     """One entry for each word: this is as fine as the transcript knows probabilities."""
-    return [
+    return (
         {
             "token": token,
             "bytes": list(token.encode("utf-8", "replace")),
@@ -181,7 +187,7 @@ def logprobs(transcript: Transcript) -> list[dict[str, Any]]:
         }
         for word, first in zip(transcript.words, [True, *[False] * len(transcript.words)], strict=False)
         for token in [word.text if first or word.joined else f" {word.text}"]
-    ]
+    )
 
 
 def openai(transcript: Transcript, form: TranslationForm) -> Rendered:
@@ -221,7 +227,7 @@ def _verbose(transcript: Transcript, form: TranslationForm) -> dict[str, Any]:
         "text": transcript.text,
     }
     if "segment" in wanted:
-        body["segments"] = [
+        body["segments"] = (
             {
                 "id": number,
                 "seek": round(start * 100),
@@ -235,9 +241,9 @@ def _verbose(transcript: Transcript, form: TranslationForm) -> dict[str, Any]:
                 "no_speech_prob": evidence.no_speech_prob,
             }
             for number, (text, start, end, evidence) in enumerate(segments_of(transcript))
-        ]
+        )
     if "word" in wanted:
-        body["words"] = [
+        body["words"] = (
             {
                 "word": word.text,
                 "start": word.start,
@@ -245,7 +251,7 @@ def _verbose(transcript: Transcript, form: TranslationForm) -> dict[str, Any]:
                 **({"speaker": names.get(word.speaker, word.speaker)} if word.speaker else {}),
             }
             for word in transcript.words
-        ]
+        )
     return {**body, "usage": usage(transcript)}
 
 
