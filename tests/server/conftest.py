@@ -6,12 +6,12 @@ import time
 
 import pytest
 import structlog
+from fake_engine import FakeEngine
+from local_engine import LocalEngine
 
 from diarist.engine.engine import EngineOptions
 from diarist.server.serve import make_server
 from diarist.settings import ServerSettings
-from fake_engine import FakeEngine
-from local_engine import LocalEngine
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,7 +43,8 @@ def serving(engine, spool, **settings):
     thread.start()
     until = time.monotonic() + 60
     while not (made.started and engine.ready):
-        assert thread.is_alive() and time.monotonic() < until, "the server did not start"
+        assert thread.is_alive(), "the server has ended"
+        assert time.monotonic() < until, "the server did not start"
         time.sleep(0.02)
     try:
         yield Running(made, engine)

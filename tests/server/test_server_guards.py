@@ -33,8 +33,9 @@ def routes(running):
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory):
-    from conftest import serving
     from fake_engine import FakeEngine
+
+    from conftest import serving
 
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("# a comment\n\nfrom-the-file\n")
@@ -171,8 +172,9 @@ def test_h15_requests_belong_to_their_key(keyed):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    from conftest import serving
     from fake_engine import FakeEngine
+
+    from conftest import serving
 
     limits = {"max_body_bytes": 3_000_000, "max_text_bytes": 10_000, "max_form_fields": 5}
     with serving(FakeEngine(), tmp_path_factory.mktemp("spool"), **limits) as running:

@@ -27,7 +27,7 @@ def test_bytes_without_a_content_type(client, text, sample_recording):
     assert "hello" in text.lower()
     assert "".join(chunk.text for chunk in answer.chunks).split() == text.split()
     assert all(len(chunk.timestamp) == 2 for chunk in answer.chunks)
-    assert [part["speaker"] for part in answer.speakers][0] == "SPEAKER_00"
+    assert next(part["speaker"] for part in answer.speakers) == "SPEAKER_00"
     assert {part["speaker"] for part in answer.speakers} == {"SPEAKER_00", "SPEAKER_01"}
 
 
@@ -82,7 +82,7 @@ def test_generate_kwargs_is_the_same(fake):
 def test_escaped_base64_and_keys_in_any_order(fake):
     inputs = base64.b64encode(b"fake: say ???>>>").decode().replace("/", "\\/")
     assert "\\/" in inputs
-    text = '{"parameters": {"inputs": "no", "a": ["inputs", {"inputs": 1}]}, "inputs" : "%s"}' % inputs
+    text = f'{{"parameters": {{"inputs": "no", "a": ["inputs", {{"inputs": 1}}]}}, "inputs" : "{inputs}"}}'
     answer = httpx2.post(fake.url, content=text, headers={"content-type": "Application/JSON; charset=UTF-8"})
     assert answer.json()["text"] == "???>>>"
 

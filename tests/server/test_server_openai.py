@@ -141,10 +141,10 @@ async def test_the_async_client(real, plain, sample_recording):
 
 
 def test_translations(client, sample_recording):
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         answer = client.audio.translations.create(file=sample_recording.wav, model="whisper-1")
     assert "hello" in answer.text.lower()
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         verbose = client.audio.translations.create(
             file=sample_recording.wav, model="whisper-1", response_format="verbose_json"
         )

@@ -7,7 +7,6 @@ import time
 import av
 import httpx2
 import pytest
-
 from fake_engine import FakeEngine, say
 
 FAKE = b"fake: say Hello there. Hi you. Bye."

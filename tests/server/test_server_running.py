@@ -12,15 +12,15 @@ import threading
 import time
 from pathlib import Path
 
+import fake_engine
 import httpx2
 import pytest
+from fake_engine import FakeEngine, say
 
-import fake_engine
 from diarist import errors
 from diarist.engine.messages import Work
 from diarist.server import responses
 from diarist.server.uploads import Spool
-from fake_engine import FakeEngine, say
 
 FAKE = b"fake: say Hello there."
 
