@@ -499,6 +499,10 @@ def serve(
     max_text_bytes: Annotated[
         int | None, _setting("Longest text field of a form. [4 MB]", "DIARIST_MAX_TEXT_BYTES")
     ] = None,
+    max_audio_s: Annotated[float | None, _setting("Longest recording. [4 h]", "DIARIST_MAX_AUDIO_S")] = None,
+    max_native_bytes: Annotated[
+        int | None, _setting("Most decoded bytes of a recording. [16 GiB]", "DIARIST_MAX_NATIVE_BYTES")
+    ] = None,
     max_running: Annotated[int | None, _setting("Requests under way at once. [64]", "DIARIST_MAX_RUNNING")] = None,
     max_waiting: Annotated[int | None, _setting("Requests that may wait. [256]", "DIARIST_MAX_WAITING")] = None,
     max_waiting_s: Annotated[
@@ -548,11 +552,13 @@ def serve(
     flags = {name: value for name, value in locals().items() if name not in ("configuration", "debug", "model")}
     with _reported(debug=debug):
         settings = configuration.load_server(asr_model=model, **flags)
+        from diarist.audio import DecodeLimits  # noqa: PLC0415 (as below)
         from diarist.engine.engine import Engine, EngineOptions  # noqa: PLC0415 (torch is slow to import)
         from diarist.server.serve import run  # noqa: PLC0415
 
         options = EngineOptions(
             pipeline=_pipeline_options(settings),
+            limits=DecodeLimits(settings.max_audio_s, settings.max_native_bytes),
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
             max_waiting_s=settings.max_waiting_s,

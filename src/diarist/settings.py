@@ -79,6 +79,10 @@ class ServerSettings(Settings):
     """Most text fields in one form."""
     max_text_bytes: int = Field(4_000_000, ge=1024, validation_alias="DIARIST_MAX_TEXT_BYTES")
     """Longest text field of a form, in bytes; a voice reference of ten seconds in stereo is 2.4 MB."""
+    max_audio_s: float = Field(4 * 3600.0, gt=0, validation_alias="DIARIST_MAX_AUDIO_S")
+    """Longest recording, in seconds of decoded sound."""
+    max_native_bytes: int = Field(16 << 30, ge=1 << 20, validation_alias="DIARIST_MAX_NATIVE_BYTES")
+    """Most bytes that one recording may decode to before conversion to 16 kHz; stops decompression bombs."""
     max_running: int = Field(64, ge=1, le=4096, validation_alias="DIARIST_MAX_RUNNING")
     """Requests under way at once; their windows share batches."""
     max_waiting: int = Field(256, ge=0, le=65_536, validation_alias="DIARIST_MAX_WAITING")

@@ -3,13 +3,13 @@
 import contextlib
 import threading
 import time
+import wave
 
 import pytest
 import structlog
 from fake_engine import FakeEngine
-from local_engine import LocalEngine
 
-from diarist.engine.engine import EngineOptions
+from diarist.engine.engine import Engine, EngineOptions
 from diarist.server.serve import make_server
 from diarist.settings import ServerSettings
 
@@ -55,9 +55,20 @@ def serving(engine, spool, **settings):
 
 
 @pytest.fixture(scope="session")
+def clip(sample_recording, tmp_path_factory):
+    """The first 10 s of the sample: one person says hello."""
+    path = tmp_path_factory.mktemp("clip") / "clip.wav"
+    with wave.open(str(sample_recording.wav)) as source, wave.open(str(path), "wb") as target:
+        target.setparams(source.getparams())
+        target.writeframes(source.readframes(10 * source.getframerate()))
+    return path
+
+
+@pytest.fixture(scope="session")
 def real(base_model, segmentation_model, embedding_model, tmp_path_factory):
     """The base model behind every contract."""
-    engine = LocalEngine(EngineOptions(pipeline={"asr_model": "base", "diarization_model": "default"}))
+    options = {"asr_model": "base", "diarization_model": "default", "threads": 1}
+    engine = Engine(EngineOptions(pipeline=options))
     with serving(engine, tmp_path_factory.mktemp("spool")) as running:
         yield running
 

@@ -9,7 +9,7 @@ import secrets
 import sys
 
 from diarist import errors
-from diarist.engine.engine import Engine, EngineOptions, Ticket
+from diarist.engine.engine import Engine, EngineOptions
 from diarist.engine.messages import EngineInfo, PartialText, Status
 from diarist.timeline import DecodedSegment, Segment, Turn, Word
 from diarist.transcript import build
@@ -45,7 +45,7 @@ def say(text, request, speakers=("SPEAKER_00", "SPEAKER_01")):
     )
 
 
-class FakeTicket(Ticket):
+class FakeTicket:
     def __init__(self, engine, work, key, deadline_s):
         self.id = secrets.token_hex(16)
         self.engine, self.work, self.key, self.deadline_s = engine, work, key, deadline_s
@@ -116,7 +116,7 @@ class FakeTicket(Ticket):
 
 class FakeEngine(Engine):
     def __init__(self, options=None):
-        super().__init__(options or EngineOptions())
+        self.options = options or EngineOptions()
         self.up = False
         self.stopping = False
         self.refuse = None

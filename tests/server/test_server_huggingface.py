@@ -17,38 +17,37 @@ def client(real):
 
 
 @pytest.fixture(scope="module")
-def text(client, sample_recording):
-    return client.automatic_speech_recognition(str(sample_recording.wav)).text
+def text(client, clip):
+    return client.automatic_speech_recognition(str(clip)).text
 
 
-def test_bytes_without_a_content_type(client, text, sample_recording):
-    answer = client.automatic_speech_recognition(sample_recording.wav.read_bytes())
+def test_bytes_without_a_content_type(client, text, clip):
+    answer = client.automatic_speech_recognition(clip.read_bytes())
     assert answer.text == text
     assert "hello" in text.lower()
     assert "".join(chunk.text for chunk in answer.chunks).split() == text.split()
     assert all(len(chunk.timestamp) == 2 for chunk in answer.chunks)
     assert next(part["speaker"] for part in answer.speakers) == "SPEAKER_00"
-    assert {part["speaker"] for part in answer.speakers} == {"SPEAKER_00", "SPEAKER_01"}
 
 
-def test_a_path_and_the_other_route(real, text, sample_recording):
+def test_a_path_and_the_other_route(real, text, clip):
     client = InferenceClient(model=f"{real.url}/predict", token="none")
-    assert client.automatic_speech_recognition(sample_recording.wav).text == text
+    assert client.automatic_speech_recognition(clip).text == text
 
 
-def test_extra_body(client, text, sample_recording):
+def test_extra_body(client, text, clip):
     answer = client.automatic_speech_recognition(
-        str(sample_recording.wav),
+        str(clip),
         extra_body={"return_timestamps": "word", "num_speakers": 2, "generation_parameters": {"num_beams": 1}},
     )
     assert answer.text.split()[:2] == text.split()[:2]
-    assert answer.chunks[0].text.strip() == "Hello."
+    assert [chunk.text.strip() for chunk in answer.chunks] == answer.text.split()
 
 
-async def test_the_async_client(real, text, sample_recording):
+async def test_the_async_client(real, text, clip):
     async with AsyncInferenceClient(model=real.url, token="none") as client:
-        assert (await client.automatic_speech_recognition(sample_recording.wav.read_bytes())).text == text
-        answer = await client.automatic_speech_recognition(sample_recording.wav, extra_body={"num_speakers": 2})
+        assert (await client.automatic_speech_recognition(clip.read_bytes())).text == text
+        answer = await client.automatic_speech_recognition(clip, extra_body={"num_speakers": 2})
         assert answer.text == text
 
 

@@ -194,8 +194,9 @@ def test_h33_the_loop_never_stalls(real, sample_recording):
         probing.cancel()
     stalls.sort()
     assert len(stalls) > 50
-    # here the model runs in this process and shares the interpreter; in a worker the 99th percentile is far below
-    assert stalls[len(stalls) * 99 // 100] < 0.05
+
+    assert stalls[len(stalls) * 99 // 100] < 0.02
+    assert stalls[-1] < 0.25  # a shared machine; alone below 0.05
 
 
 def test_h33_large_answers_are_written_in_pieces(start):

@@ -37,10 +37,11 @@ def _blank_is_absent(value: object) -> object:
 
 
 Int = Annotated[int, BeforeValidator(_whole)]
-Speakers = Annotated[Int | None, BeforeValidator(_blank_is_absent), Field(ge=1, le=MAX_SPEAKERS)]
-Text = Annotated[str | None, BeforeValidator(_blank_is_absent), Field(max_length=_LONGEST_PROMPT)]
-Temperature = Annotated[float | None, BeforeValidator(_blank_is_absent), Field(ge=0, le=1, allow_inf_nan=False)]
-Language = Annotated[str | None, BeforeValidator(_blank_is_absent), Field(max_length=40)]
+_Blank = BeforeValidator(_blank_is_absent)
+Speakers = Annotated[Annotated[Int, Field(ge=1, le=MAX_SPEAKERS)] | None, _Blank]
+Text = Annotated[Annotated[str, Field(max_length=_LONGEST_PROMPT)] | None, _Blank]
+Temperature = Annotated[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None, _Blank]
+Language = Annotated[Annotated[str, Field(max_length=40)] | None, _Blank]
 
 
 class _Parameters(BaseModel):
@@ -63,8 +64,8 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    temperature: Annotated[float | None, Field(ge=0, le=2, allow_inf_nan=False)] = None
-    num_beams: Annotated[Int | None, Field(ge=1, le=16)] = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    num_beams: Annotated[Int, Field(ge=1, le=16)] | None = None
     language: Language = None
     task: Literal["transcribe", "translate"] | None = None
 
@@ -123,9 +124,9 @@ class ChunkingStrategy(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     type: Literal["server_vad", "auto"]
-    threshold: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
-    prefix_padding_ms: Annotated[Int | None, Field(ge=0, le=60_000)] = None
-    silence_duration_ms: Annotated[Int | None, Field(ge=0, le=60_000)] = None
+    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    prefix_padding_ms: Annotated[Int, Field(ge=0, le=60_000)] | None = None
+    silence_duration_ms: Annotated[Int, Field(ge=0, le=60_000)] | None = None
 
 
 class TranslationForm(_Parameters):
@@ -268,7 +269,8 @@ def validated(model: type[_Model], values: dict[str, Any]) -> _Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "parameters"
-        raise OptionError(name, str(first["msg"])) from None
+        message = "Input should be an object" if first["type"] == "model_type" else str(first["msg"])
+        raise OptionError(name, message) from None
 
 
 def _check_names(names: tuple[str, ...], references: tuple[str, ...]) -> None:

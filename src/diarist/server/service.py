@@ -22,7 +22,6 @@ from diarist.server.uploads import FormLimits, RequestFiles, Spool, SpooledFile
 from diarist.settings import ServerSettings
 from diarist.transcript import Transcript
 
-_LONGEST_AUDIO_S = 4 * 3600.0
 _LEAST_BYTES_PER_SECOND = 2000
 """Of speech at 16 kbit/s: a file is taken to last as long as its size may mean, so that no deadline is too short."""
 _SECONDS_PER_SECOND = {"gpu": 0.1, "cpu": 3.0}
@@ -134,7 +133,7 @@ class Service:
         per_second = self.settings.deadline_per_second
         if per_second is None:
             per_second = _SECONDS_PER_SECOND["gpu" if self.engine.info.device.startswith("cuda") else "cpu"]
-        longest_s = min(size_bytes / _LEAST_BYTES_PER_SECOND, _LONGEST_AUDIO_S)
+        longest_s = min(size_bytes / _LEAST_BYTES_PER_SECOND, self.settings.max_audio_s)
         return self.settings.deadline_base_s + per_second * longest_s
 
 
