@@ -35,7 +35,7 @@ class FakeJob:
     fail: Callable[[Exception], None] = lambda error: None
     tokens: int = 5
     fault: str = ""
-    """"" or: "oom:N" cannot be decoded with more than N others, "bug" not at all, "crash" kills the process."""
+    """"" or: "oom:N" cannot be decoded with more than N others, "bug" not at all, "broken" breaks the device, "crash_step" the process."""
     written: int = 0
     cancelled: bool = False
 
@@ -95,7 +95,7 @@ class FakeLoop:
         if kind == "broken":
             raise AcceleratorError("an illegal memory access was encountered")
         if kind == "crash_step":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSEGV)
 
     def restart(self, limit: int) -> None:
         for job in self.running:
@@ -171,7 +171,7 @@ class FakePipeline:
     def _go_wrong(fault: str) -> None:
         match fault:
             case "crash":
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGSEGV)
             case "hang":
                 time.sleep(3600)
             case "spin":

@@ -1,12 +1,14 @@
 """The small parts: the fair queue, the watch, the blackboard."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diarist.engine.fairness import FairQueue
+from diarist.engine.process import is_own_doing
 from diarist.engine.watch import Watch
 from diarist.engine.wire import Blackboard, Pulse
 
@@ -25,7 +27,9 @@ def test_everything_that_waits_comes_out_once_and_in_order_within_its_key(pushed
         assert own == sorted(own)
 
 
-@given(st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30), st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30))
+@given(
+    st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30), st.lists(st.floats(1.0, 20.0), min_size=30, max_size=30)
+)
 def test_h02_keys_that_both_wait_get_the_same(first, second):
     queue: FairQueue[tuple[str, float]] = FairQueue()
     for cost in first:
@@ -136,6 +140,23 @@ def test_a_worker_may_take_its_time_to_load_as_long_as_its_heart_beats():
         assert watch.verdict(second) == ""
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "oom_killed", "own"),
+    [
+        (-signal.SIGSEGV, False, True),
+        (-signal.SIGABRT, False, True),
+        (70, False, True),
+        (-signal.SIGKILL, False, False),
+        (-signal.SIGKILL, True, True),
+        (-signal.SIGTERM, True, False),
+        (0, False, False),
+        (None, False, False),
+    ],
+)
+def test_h23_nobody_is_blamed_for_what_came_from_outside(exit_code, oom_killed, own):
+    assert is_own_doing(exit_code, oom_killed=oom_killed) == own
+
+
 @given(st.lists(st.integers(0, 2**128 - 1), max_size=2000))
 def test_the_blackboard_says_what_was_written_last(numbers):
     descriptor = Blackboard.descriptor()
@@ -150,5 +171,3 @@ def test_the_blackboard_says_what_was_written_last(numbers):
     for page in (board, other):
         page.close()
     os.close(descriptor)
-
-

@@ -16,8 +16,14 @@ MIN_VOICE_S = 0.5
 """Shorter sounds say nothing about who speaks."""
 MAX_VOICE_S = 30.0
 """What is longer is cut: more changes nothing."""
-SAME_VOICE = 0.5
-"""Cosine similarity from which a speaker is taken for a known voice."""
+SAME_VOICE = 0.6
+"""Cosine similarity from which a speaker is taken for a known voice.
+
+Measured on LibriSpeech, references of 2, 3, 5 and 10 s: against speakers found in conversations, 1 587 pairs of
+strangers reach 0.51 at most, and of the same person 5 % (2 s) and 0 % (3 s and more) stay below 0.6; against speech of
+another day, 4 123 pairs of strangers reach 0.55, and of the same person about 30, 12, 7 and 3 % stay below. A known
+voice that is missed keeps its number; a stranger given a name would be a lie.
+"""
 
 
 def embed_voice(model: EmbeddingModel, waveform: NDArray[np.float32]) -> NDArray[np.float32]:

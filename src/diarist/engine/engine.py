@@ -170,7 +170,7 @@ class Engine:
         self._stages_s: Counter[str] = Counter()
         self._emptied = asyncio.Event()
         self._stopping = False
-        self._files = ThreadPoolExecutor(2, "fingerprint")
+        self._files = ThreadPoolExecutor(8, "fingerprint")  # a large file must not keep small ones waiting
         self._ticker: asyncio.Task[None] | None = None
         self._supervisor = Supervisor(
             options.command,
@@ -319,8 +319,10 @@ class Engine:
         if not self._supervisor.ready:
             return
         for line, most in self._room().items():
-            while self._lines[line] and len(self._with_worker) < self.options.max_running:
-                if sum(1 for taken in self._with_worker.values() if taken == line) >= most:
+            while self._lines[line] and sum(taken == line for taken in self._with_worker.values()) < most:
+                # Long ones leave a place to those that are not known to be long.
+                places = self.options.max_running if line == "first" else max(1, self.options.max_running - 1)
+                if len(self._with_worker) >= places:
                     break
                 entry = self._lines[line].pop()
                 entry.begun = time.monotonic()
@@ -330,7 +332,7 @@ class Engine:
 
     def _room(self) -> dict[_Line, int]:
         """How many requests of each line the worker may have."""
-        return {"first": self._supervisor.rows + _BEYOND_ROWS, "long": _LONG_AT_ONCE, "solo": 1}
+        return {"solo": 1, "long": _LONG_AT_ONCE, "first": self._supervisor.rows + _BEYOND_ROWS}
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from diarist.engine.pipe import Channel, channel
 from diarist.engine.wire import Blackboard, Command, Report, Setup
 
 COMMAND = (sys.executable, "-P", "-m", "diarist.engine.worker")
+_STOPPED = ("T", "t")  # by a signal, by a debugger
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
@@ -29,7 +30,8 @@ class WorkerProcess:
         command: Program and first arguments; two descriptors are added.
         setup: The first message.
         heard: Called in the event loop with each report.
-        ended: Called in the event loop, once and last, with the ids that stood on the blackboard at the end.
+        ended: Called in the event loop, once and last, with the ids of the requests that may be to blame: those on the
+            blackboard, unless somebody outside ended or stopped the worker.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class WorkerProcess:
         self._outbox.put(setup)
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = threading.Event()
+        self._was_stopped = False
         self.over = asyncio.Event()
         """Set after `ended` was called."""
         threading.Thread(target=self._live, name="worker", daemon=True).start()
@@ -60,25 +63,37 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it at once, with everything that it started. Twice is harmless."""
-        self._killed.set()
         process = self._process
+        if not self._killed.is_set():
+            self._was_stopped = self._state() in _STOPPED
+            self._killed.set()
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
     def cpu_s(self) -> float:
         """Processor time that it has used, in seconds; 0 before its start and after its end."""
+        fields = self._status()
+        return (int(fields[11]) + int(fields[12])) * _TICK_S if fields else 0.0
+
+    def _state(self) -> str:
+        """As in `ps`: R, S, D, T, Z; empty when it is gone."""
+        return "".join(self._status()[:1])
+
+    def _status(self) -> list[str]:
+        """What the kernel says of it, from the third field on; empty when it is gone."""
         try:
             status = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
-            return 0.0
-        fields = status.rpartition(")")[2].split()  # the name before it may hold anything
-        return (int(fields[11]) + int(fields[12])) * _TICK_S
+            return []
+        return status.rpartition(")")[2].split()  # the name before it may hold anything
 
     def _live(self) -> None:
         page = Blackboard.descriptor()
         blackboard = Blackboard(page)
         ours, theirs = channel()
+        oom_kills = _oom_kills()
+        suspects: list[str] = []
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 [*self._command, str(theirs.fileno()), str(page)],
@@ -91,14 +106,16 @@ class WorkerProcess:
             threading.Thread(target=self._send, args=(ours,), name="worker-commands", daemon=True).start()
             self._receive(ours)
         finally:
-            self._killed.set()
             self._outbox.put(None)
             theirs.close()
             if self._process is not None:
-                self.kill()
+                hung = self._killed.is_set() and not self._was_stopped
+                code = _exit_code(self._process)
+                if hung or is_own_doing(code, oom_killed=_oom_kills() > oom_kills):
+                    suspects = blackboard.read()
+                self.kill()  # what it has started, too
                 self._process.wait()
             ours.close()
-            suspects = blackboard.read()
             blackboard.close()
             os.close(page)
             self._tell(self._end, suspects)
@@ -125,6 +142,35 @@ class WorkerProcess:
     def _tell(self, function: Callable[[Any], None], argument: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(function, argument)
+
+
+def is_own_doing(exit_code: int | None, *, oom_killed: bool) -> bool:
+    """Whether a worker that ended so was ended by what it computed, not by somebody outside.
+
+    Args:
+        exit_code: As of `subprocess.Popen`; None if it still runs.
+        oom_killed: Whether the kernel has killed something for want of memory meanwhile.
+    """
+    if exit_code == -signal.SIGKILL:
+        return oom_killed
+    return exit_code not in (None, 0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+
+
+def _exit_code(process: "subprocess.Popen[bytes]") -> int | None:
+    """Of a process whose pipe is closed; None if it lives on without it."""
+    try:
+        return process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _oom_kills() -> int:
+    """How often the kernel has killed a process for want of memory."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _import_path() -> list[str]:

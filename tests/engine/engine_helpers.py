@@ -1,12 +1,11 @@
-"""Engines in tests: with a fake pipeline for faults, with real models for results."""
+"""Engines for tests."""
 
 import asyncio
 import contextlib
+import dataclasses
 import sys
 import time
 from pathlib import Path
-
-import pytest
 
 from diarist.engine.engine import Engine, EngineOptions
 
@@ -34,11 +33,15 @@ async def running(options: EngineOptions, *, ready: bool = True):
         await engine.stop(drain_s=0.0)
 
 
-@pytest.fixture
-def fake_engine():
-    """Makes an engine with the fake pipeline: `async with fake_engine(max_waiting=3, pipeline={...}) as engine`."""
+def fake_engine(*, ready: bool = True, **options):
+    """An engine with the fake pipeline."""
+    return running(EngineOptions(**{"command": FAKE, "heartbeat_s": 0.1, "hang_s": 1.5, **options}), ready=ready)
 
-    def make(*, ready: bool = True, **options):
-        return running(EngineOptions(**{"command": FAKE, "heartbeat_s": 0.1, "hang_s": 1.5, **options}), ready=ready)
 
-    return make
+@contextlib.contextmanager
+def limits(engine: Engine, **changed):
+    """Other limits for a while."""
+    before = engine.options
+    engine.options = dataclasses.replace(before, **changed)
+    yield engine
+    engine.options = before
