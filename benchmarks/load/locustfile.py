@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clips import seconds_of  # type: ignore[import-not-found]
+from clips import seconds_of
 from locust import HttpUser, constant, events, task
 
 CLIPS = [
@@ -63,7 +63,7 @@ class Prober(HttpUser):
             probes.append(time.perf_counter() - begun)
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def write(**_: Any) -> None:
     """Hand the raw figures to `run.py`."""
     seconds = time.perf_counter() - began

@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import clips  # type: ignore[import-not-found]
+import clips
 
 HERE = Path(__file__).resolve().parent
 _LONGEST_START_S = 120.0
