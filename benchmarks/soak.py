@@ -42,6 +42,10 @@ _WARM_UP_SHARE = 0.2
 _MOST_GROWTH_MB_PER_H = 5.0
 
 
+HTTP = httpx2.Client(limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0), timeout=300)
+"""One for all threads: making one costs as much as a short clip. It keeps no connection."""
+
+
 class Server:
     """`diarist serve` in a process of its own."""
 
@@ -67,7 +71,7 @@ class Server:
         begun = time.monotonic()
         while time.monotonic() - begun < limit_s:
             with contextlib.suppress(httpx2.TransportError):
-                if httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if HTTP.get(f"{self.url}/readyz", timeout=5).status_code == 200:
                     return time.monotonic() - begun
             time.sleep(0.02)
         raise SystemExit("the server is not ready")
@@ -141,7 +145,7 @@ def good(url: str, recordings: list[tuple[bytes, str]]) -> Callable[[random.Rand
     def call(source: random.Random) -> str:
         content, text = source.choice(recordings)
         try:
-            answer = httpx2.post(f"{url}/predict", files={"file": ("a.wav", content)}, data=FORM, timeout=300)
+            answer = HTTP.post(f"{url}/predict", files={"file": ("a.wav", content)}, data=FORM, timeout=300)
         except httpx2.ConnectError:
             return "not listening"
         except httpx2.TransportError as error:
@@ -163,7 +167,7 @@ def known(url: str, folder: Path, count: int = 6) -> list[tuple[bytes, str]]:
     chosen = [path for path in clips.cut(clips.sample(), folder / "clips") if clips.seconds_of(path) <= 12][:count]
     found = []
     for path in chosen:
-        answer = httpx2.post(f"{url}/predict", files={"file": ("a.wav", path.read_bytes())}, data=FORM, timeout=300)
+        answer = HTTP.post(f"{url}/predict", files={"file": ("a.wav", path.read_bytes())}, data=FORM, timeout=300)
         found.append((path.read_bytes(), answer.json()["text"]))
     return found
 
@@ -260,14 +264,14 @@ def others(url: str, recordings: list[tuple[bytes, str]]) -> list[Callable[[rand
     def leaves(source: random.Random) -> str:
         with contextlib.suppress(httpx2.TransportError):
             files = {"file": ("a.wav", recordings[0][0])}
-            httpx2.post(f"{url}/predict", files=files, data=FORM, timeout=source.uniform(0.01, 1.0))
+            HTTP.post(f"{url}/predict", files=files, data=FORM, timeout=source.uniform(0.01, 1.0))
         return "left"
 
     def streams(source: random.Random) -> str:
         content, text = source.choice(recordings)
         form = {"model": "m", "stream": "true", "language": "en"}
         with contextlib.suppress(httpx2.TransportError):
-            answer = httpx2.post(transcriptions, files={"file": ("a.wav", content)}, data=form, timeout=300)
+            answer = HTTP.post(transcriptions, files={"file": ("a.wav", content)}, data=form, timeout=300)
             if answer.status_code != 200:
                 return f"stream {answer.status_code}"
             told = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
@@ -276,17 +280,17 @@ def others(url: str, recordings: list[tuple[bytes, str]]) -> list[Callable[[rand
 
     def rubbish(source: random.Random) -> str:
         try:
-            answer = httpx2.post(url, content=source.randbytes(source.randint(0, 100_000)), timeout=60)
+            answer = HTTP.post(url, content=source.randbytes(source.randint(0, 100_000)), timeout=60)
         except httpx2.TransportError:
             return "rubbish broken off"
         return "rubbish" if answer.status_code in (413, 415, 422, 429) else f"rubbish {answer.status_code}"
 
     def cancels(_: random.Random) -> str:
         with contextlib.suppress(httpx2.TransportError):
-            entries = httpx2.get(f"{url}/v1/requests", timeout=60).json()["data"]
+            entries = HTTP.get(f"{url}/v1/requests", timeout=60).json()["data"]
             for entry in entries:
                 if entry["client_request_id"] == "to be cancelled" and entry["status"] in ("queued", "running"):
-                    httpx2.delete(f"{url}/v1/requests/{entry['id']}", timeout=60)
+                    HTTP.delete(f"{url}/v1/requests/{entry['id']}", timeout=60)
         time.sleep(0.5)
         return "cancelled some"
 
@@ -295,7 +299,7 @@ def others(url: str, recordings: list[tuple[bytes, str]]) -> list[Callable[[rand
         headers = {"x-client-request-id": "to be cancelled"}
         with contextlib.suppress(httpx2.TransportError):
             files = {"file": ("a.wav", content)}
-            status = httpx2.post(f"{url}/predict", files=files, data=FORM, headers=headers, timeout=300).status_code
+            status = HTTP.post(f"{url}/predict", files=files, data=FORM, headers=headers, timeout=300).status_code
             return "cancelled" if status in (200, 499, 429) else f"cancelled {status}"
         return "cancelled broken off"
 

@@ -122,7 +122,9 @@ def test_h20_h34_h41_the_whole_life_of_a_server(served, sample_recording):
     answers = []
     recording = sample_recording.wav.read_bytes()
     sent = {"authorization": "Bearer the-key"}
-    posting = threading.Thread(target=lambda: answers.append(httpx2.post(url, content=recording, headers=sent, timeout=60)))
+    posting = threading.Thread(
+        target=lambda: answers.append(httpx2.post(url, content=recording, headers=sent, timeout=60))
+    )
     posting.start()
     time.sleep(0.7)
     workers = psutil.Process(child.pid).children(recursive=True)

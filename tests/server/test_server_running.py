@@ -123,6 +123,32 @@ def test_h01_as_many_as_may_run_and_wait(start):
     assert httpx2.post(running.url, content=FAKE).status_code == 200
 
 
+def test_h01_overload_is_answered_and_refused_only(start):
+    """Far more callers than may run and wait: nothing but 200 and 429, and the refusals come at once."""
+    running = start(max_running=2, max_waiting=4)
+    seen, until = [], time.monotonic() + 3
+
+    def call():
+        with httpx2.Client(base_url=running.url) as client:
+            while time.monotonic() < until:
+                begun = time.perf_counter()
+                status = client.post("/", content=b"fake: slow 0.2").status_code
+                seen.append((status, time.perf_counter() - begun))
+
+    callers = [threading.Thread(target=call) for _ in range(12)]
+    for caller in callers:
+        caller.start()
+    most = 0
+    while any(caller.is_alive() for caller in callers):
+        most = max(most, len(running.engine.running))
+        time.sleep(0.01)
+    assert {status for status, _ in seen} == {200, 429}
+    assert most <= 6
+    assert sum(status == 200 for status, _ in seen) > 0.5 * 6 * 3 / 0.2  # the places are kept busy
+    refusals = sorted(seconds for status, seconds in seen if status == 429)
+    assert refusals[len(refusals) // 2] < 0.05
+
+
 def closed_after(client, limit=15.0):
     begun = time.monotonic()
     client.settimeout(limit)
@@ -375,14 +401,16 @@ def test_h42_kill_leaves_files_that_the_next_start_removes(process, tmp_path):
     following.close()
 
 
-def test_a_taken_port_is_told(start, tmp_path, capfd):
+def test_a_taken_port_is_told(start, tmp_path, monkeypatch):
     from diarist.errors import OptionError
     from diarist.server import serve
     from diarist.settings import ServerSettings
 
     running = start()
-    with pytest.raises((OptionError, SystemExit)):
-        serve.make_server(ServerSettings(port=running.port, spool_dir=tmp_path / "b"), FakeEngine()).run()
+    monkeypatch.setattr(serve, "configure_logging", lambda *_: None)
+    monkeypatch.setattr(serve.gc, "freeze", lambda: None)
+    with pytest.raises(OptionError, match=f"port {running.port}"):
+        serve.run(ServerSettings(port=running.port, spool_dir=tmp_path / "b"), FakeEngine())
 
 
 def test_work_is_built_from_files_of_the_spool(start):

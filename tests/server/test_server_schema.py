@@ -35,7 +35,9 @@ NOT_HELD = [
 ]
 
 
-schema = schemathesis.openapi.from_dict(create_app(ServerSettings(), FakeEngine()).openapi(), config=SchemathesisConfig())
+schema = schemathesis.openapi.from_dict(
+    create_app(ServerSettings(), FakeEngine()).openapi(), config=SchemathesisConfig()
+)
 
 
 @schema.parametrize()
@@ -65,7 +67,9 @@ def garbage(source):
             + source.choice([b"", b"\r\n--b--", b"\r\n--b\r\n"]) + source.randbytes(source.randint(0, 20)),
         ]
     )  # fmt: skip
-    path = source.choice(["/", "/predict", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/models/%s", "/v1/requests"])
+    path = source.choice(
+        ["/", "/predict", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/models/%s", "/v1/requests"]
+    )
     method = source.choice(["POST", "POST", "POST", "POST", "GET", "PUT", "DELETE", "HEAD"])
     return method, path % source.random() if "%s" in path else path, {"content-type": source.choice(kinds)}, body
 

@@ -67,6 +67,16 @@ def test_keys_are_not_shown():
     assert "secret" not in repr(load_server(api_keys="secret"))
 
 
+def test_tracing_without_its_libraries_is_told():
+    from fake_engine import FakeEngine
+
+    from diarist.errors import OptionError
+    from diarist.server.app import create_app
+
+    with pytest.raises(OptionError, match="otel: install opentelemetry-sdk"):
+        create_app(load_server(otel=True), FakeEngine())
+
+
 def test_the_pipeline_gets_what_was_set():
     options = cli._pipeline_options(load_server(diarization_model="none", asr_model="small", threads=2))
     assert (options["asr_model"], options["diarization_model"], options["threads"]) == ("small", None, 2)

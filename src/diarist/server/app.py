@@ -16,12 +16,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from diarist import __version__
 from diarist.engine.engine import Engine
 from diarist.errors import DiaristError, OptionError, TranscriptError
-from diarist.server import documents, observability, openai, original
+from diarist.server import documents, names, observability, openai, original
 from diarist.server.errors import ClientGone, Refusal, answer
 from diarist.server.middleware import BodyLimit, Context, Gate, digests_of, response_of
 from diarist.server.service import Service
 from diarist.settings import ServerSettings
 
+_LOOK_S = 0.2
+_EXPECTED = (503, 504, 507)
+"""Statuses that say how things stand, not that something is broken."""
 _log = structlog.get_logger("diarist.server")
 
 
@@ -42,13 +45,14 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
         left = await asyncio.to_thread(service.spool.open)
         if left:
             _log.warning("removed what a killed process left in the spool", files=left)
-        watching = asyncio.create_task(service.metrics.watch_loop())
+        watching = [asyncio.create_task(work) for work in (service.metrics.watch_loop(), _announce(service))]
         await engine.start()
         try:
             yield
         finally:
             service.stopping = True
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await engine.stop(settings.graceful_stop_s)
             await asyncio.to_thread(service.spool.close)
 
@@ -85,6 +89,14 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
     return app
 
 
+async def _announce(service: Service) -> None:
+    """Log once what is loaded, and which layers of the decoder's sandbox are in force here."""
+    while not service.engine.ready:  # noqa: ASYNC110 (the engine has no event for it)
+        await asyncio.sleep(_LOOK_S)
+    info = service.engine.info
+    _log.info("ready", models=names.models_shown(info.models), device=info.device, sandbox=list(info.sandbox))
+
+
 def keys(settings: ServerSettings) -> frozenset[bytes]:
     """The hashes of all keys that are accepted.
 
@@ -110,11 +122,13 @@ async def _told(request: HttpRequest, error: Exception) -> Response:
         error = OptionError("parameters", "a value in the address is not valid")
     path = request.scope["path"]  # never request.url, which believes the Host header
     told = answer(error, path)
-    if told.status >= 500:
+    if told.status in _EXPECTED:
+        _log.warning("not now", code=told.code, error=type(error).__name__)
+    elif told.status >= 500:
         shown = None if isinstance(error, TranscriptError) else error  # that one quotes what was said
         _log.error("failed", code=told.code, error=type(error).__name__, exc_info=shown)
     elif told.status >= 400:
-        _log.info("refused", code=told.code, error=type(error).__name__, param=told.param)
+        _log.info("refused", code=told.code, error=type(error).__name__)
     return response_of(told, path)
 
 

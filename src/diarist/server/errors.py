@@ -166,7 +166,7 @@ def answer(error: BaseException, path: str = "") -> Answer:
         path: Of the request: the original puts words before its validation errors.
     """
     if isinstance(error, Refusal):
-        return Answer(error.status, error.code, _clean(error.message), error.param, error.headers)
+        return Answer(error.status, error.code, _clean(error.message), _clean(error.param or "") or None, error.headers)
     if isinstance(error, HTTPException):
         return _of_status(error.status_code, error.headers or {})
     if isinstance(error, errors.OptionError):

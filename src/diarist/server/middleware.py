@@ -98,7 +98,7 @@ class Context:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        quiet = route in ("/livez", "/readyz", "/health", "/") and status == 200 and method in ("GET", "HEAD")
+        quiet = route in ("/livez", "/readyz", "/health", "/") and method in ("GET", "HEAD")  # once a second
         write = _log.debug if quiet else _log.info
         caller = scope["state"].get("caller", "")[:8]
         write("request", method=method, route=route, status=status, seconds=round(seconds, 4), caller=caller)

@@ -38,9 +38,11 @@ def run(settings: ServerSettings, engine: Engine) -> None:
     configure_logging(settings.log_format, settings.log_level)
     server = make_server(settings, engine)
     gc.freeze()  # a full collection over torch's 200 000 objects stalls the loop for 0.1 s, and they never go away
-    server.run()
-    if not server.started:
-        raise OptionError("port", f"cannot listen on {settings.host} port {settings.port}; is it taken?")
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way of saying that it could not begin
+        message = f"cannot serve on {settings.host} port {settings.port}: the log above says why"
+        raise OptionError("port", message) from None
 
 
 def check_address(settings: ServerSettings) -> None:
