@@ -122,7 +122,7 @@ class FakePipeline:
         self.recognizer = types.SimpleNamespace(loop=loop)
         self.models = {"asr": {"name": "fake"}, "assistant": None, "diarization": None}
         self.diarizes = False
-        self.compute = types.SimpleNamespace(name="cpu fake")
+        self.compute = types.SimpleNamespace(name="cpu fake", device=types.SimpleNamespace(type="cpu"))
 
     def check(self, request: Request) -> None:
         """Everything can be done."""

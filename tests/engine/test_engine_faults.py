@@ -173,6 +173,17 @@ async def test_h02_a_flood_of_one_key_does_not_delay_another(engine, recordings)
             ticket.cancel()
 
 
+async def test_h02_who_asks_seldom_does_not_wait_for_what_a_flood_has_in_work(engine, recordings):
+    flood = [engine.submit(work(recordings[n % 12]), key="a") for n in range(40)]
+    await until(lambda: sum(ticket.status.stage == "running" for ticket in flood) >= engine._supervisor.rows)
+    begun = sum(ticket.status.stage == "running" for ticket in flood)
+    other = engine.submit(work(recordings[0]), key="b")
+    await other.result()
+    assert sum(ticket.status.stage == "done" for ticket in flood) < begun
+    for ticket in flood:
+        ticket.cancel()
+
+
 async def test_h03_a_short_recording_is_answered_while_a_long_one_is_in_work(engine, long_recording, recordings):
     with limits(engine, max_running=8):
         long = [engine.submit(work(long_recording)) for _ in range(4)]

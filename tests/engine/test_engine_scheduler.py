@@ -110,6 +110,21 @@ def test_h03_a_short_recording_waits_for_one_piece_of_a_long_one(long_pieces, co
     assert short.ended - came <= alone + bulk_share + 0.3 + 1e-9  # its own work, the others' share, one piece of theirs
 
 
+def test_h02_the_urgent_one_is_done_before_a_full_express_lane():
+    machine = Machine()
+    plan = scheduler(machine)
+    flood = [add(plan, machine, "express", f"{n:032x}", [0.2]) for n in range(20)]
+    for _ in range(30):
+        plan.run_once()
+    came = machine.now
+    urgent = add(plan, machine, "urgent", "a" * 32, [0.2])
+    while not urgent.over:
+        plan.run_once()
+    alone = 0.2 + 5 * STEP_S
+    assert machine.now - came < 1.5 * alone + 0.2
+    assert not all(task.over for task in flood)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.02, 0.3), st.floats(0.02, 0.3))
 def test_h03_long_recordings_get_on_under_a_stream_of_short_ones(express_piece, bulk_piece):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from diarist.audio import DecodeLimits
 from diarist.engine.fairness import FairQueue
@@ -33,6 +33,7 @@ from diarist.transcript import Transcript
 _BYTES_PER_SECOND = 16_000
 """Of a recording that has not been opened: between speech codecs (4 000) and 16-bit samples (32 000 at 16 kHz)."""
 _LONG_AT_ONCE = 2  # long recordings in work: two fill a batch, more would only need more memory
+_FLOOD = 4  # requests of one key in work from which those of a key that has none there do not wait for them
 _BEYOND_ROWS = 4  # short ones in work beyond the rows of a batch: their sound is being read meanwhile
 _FIRST_SPEED = 10.0  # seconds of audio per second, until it has been measured
 _MEASURED_AFTER_S = 5.0
@@ -94,6 +95,13 @@ class _Entry:
         """Wake whoever waits for news."""
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+class _Taken(NamedTuple):
+    """What the worker has."""
+
+    line: _Line
+    key: str
 
 
 class Ticket:
@@ -163,8 +171,8 @@ class Engine:
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
         self._entries: dict[str, _Entry] = {}  # all that are not over
-        self._lines: dict[_Line, FairQueue[_Entry]] = {"first": FairQueue(), "long": FairQueue(), "solo": FairQueue()}
-        self._with_worker: dict[str, _Line] = {}  # what the worker has, also of requests that are over for the caller
+        self._lines: dict[_Line, FairQueue[_Entry]] = {"solo": FairQueue(), "long": FairQueue(), "first": FairQueue()}
+        self._with_worker: dict[str, _Taken] = {}  # by id; also requests that are over for the caller
         self._strikes: OrderedDict[str, int] = OrderedDict()
         self._counts: Counter[str] = Counter()
         self._stages_s: Counter[str] = Counter()
@@ -318,21 +326,30 @@ class Engine:
         """Give the worker what it has room for."""
         if not self._supervisor.ready:
             return
-        for line, most in self._room().items():
-            while self._lines[line] and sum(taken == line for taken in self._with_worker.values()) < most:
-                # Long ones leave a place to those that are not known to be long.
-                places = self.options.max_running if line == "first" else max(1, self.options.max_running - 1)
-                if len(self._with_worker) >= places:
-                    break
-                entry = self._lines[line].pop()
+        for line, queue in self._lines.items():
+            while queue and self._has_room(line, queue.first):
+                entry = queue.pop()
+                urgent = line == "first" and self._is_crowded_out(entry)
+                self._with_worker[entry.id] = _Taken(line, entry.key)
                 entry.begun = time.monotonic()
-                self._with_worker[entry.id] = line
-                self._supervisor.send(Begin(entry.id, entry.work, long=line != "first", solo=line == "solo"))
+                self._supervisor.send(Begin(entry.id, entry.work, line != "first", urgent, line == "solo"))
                 entry.tell()
 
-    def _room(self) -> dict[_Line, int]:
-        """How many requests of each line the worker may have."""
-        return {"solo": 1, "long": _LONG_AT_ONCE, "first": self._supervisor.rows + _BEYOND_ROWS}
+    def _has_room(self, line: _Line, entry: _Entry) -> bool:
+        """Whether the worker can do with one more request of a line, and with this one."""
+        places = self.options.max_running
+        most = {"solo": 1, "long": _LONG_AT_ONCE, "first": self._supervisor.rows + _BEYOND_ROWS}[line]
+        if line != "first":
+            places = max(1, places - 1)  # there is always a place for those that are not known to be long
+        elif self._is_crowded_out(entry):
+            most += _BEYOND_ROWS
+        in_line = sum(taken.line == line for taken in self._with_worker.values())
+        return in_line < most and len(self._with_worker) < places
+
+    def _is_crowded_out(self, entry: _Entry) -> bool:
+        """Whether its key has nothing in work while another has much."""
+        numbers = Counter(taken.key for taken in self._with_worker.values())
+        return entry.key not in numbers and max(numbers.values(), default=0) >= _FLOOD
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 

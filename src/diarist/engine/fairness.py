@@ -31,6 +31,11 @@ class FairQueue(Generic[T]):
         self._tags[id(item)] = tag, self._number
         insort(self._waiting, (tag, self._number, item), key=lambda entry: entry[:2])
 
+    @property
+    def first(self) -> T:
+        """The item that `pop` would give."""
+        return self._waiting[0][2]
+
     def pop(self) -> T:
         """The next item."""
         tag, _, item = self._waiting.pop(0)

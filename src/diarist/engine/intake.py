@@ -27,7 +27,6 @@ BLOCK_S = 10.0
 VOICE_S = 30.0
 """Of a known speaker's recording, so much is heard."""
 _AHEAD = 4  # blocks read ahead of a long recording: 2.5 MB
-_AT_ONCE = threading.BoundedSemaphore(4)  # beginnings decoded at once, each by a process
 
 
 class Sound(Protocol):
@@ -55,6 +54,7 @@ class Intake:
     Args:
         work: The request.
         limits: Of its recording.
+        gate: Held while the beginning is decoded, so that not too many processes do so at once.
         opened: Called from the thread, once, when the beginning is there: with None, or with the error instead of it.
         more: Called from the thread whenever `ready` may have turned true.
     """
@@ -63,13 +63,15 @@ class Intake:
         self,
         work: Work,
         limits: DecodeLimits,
+        gate: threading.Semaphore,
         opened: Callable[[DiaristError | None], None],
         more: Callable[[], None],
     ) -> None:
         self.seconds: float | None = None
         self.long = False
         self.voices: dict[str, NDArray[np.float32]] = {}
-        self._work, self._limits, self._opened, self._more = work, limits, opened, more
+        self._work, self._limits, self._gate = work, limits, gate
+        self._opened, self._more = opened, more
         self._info = AudioInfo("", "", 0, 0, None)
         self._blocks: deque[NDArray[np.float32]] = deque()
         self._ended = False
@@ -123,7 +125,7 @@ class Intake:
 
     def _begin(self, opened: contextlib.ExitStack) -> AudioStream:
         """Read the voices, and as much of the recording as a short one holds."""
-        with _AT_ONCE:
+        with self._gate:
             if self._closed:
                 raise CancelledError("the request was cancelled")
             self.voices = {known.name: _voice(known) for known in self._work.known_speakers}

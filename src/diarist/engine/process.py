@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -16,6 +17,7 @@ from diarist.engine.pipe import Channel, channel
 from diarist.engine.wire import Blackboard, Command, Report, Setup
 
 COMMAND = (sys.executable, "-P", "-m", "diarist.engine.worker")
+_log = logging.getLogger(__name__)
 _STOPPED = ("T", "t")  # by a signal, by a debugger
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
@@ -105,6 +107,8 @@ class WorkerProcess:
             theirs.close()
             threading.Thread(target=self._send, args=(ours,), name="worker-commands", daemon=True).start()
             self._receive(ours)
+        except OSError:
+            _log.exception("the worker cannot be started")
         finally:
             self._outbox.put(None)
             theirs.close()

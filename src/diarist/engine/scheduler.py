@@ -1,6 +1,6 @@
 """Which piece of work the computing thread does next. Knows neither models nor processes.
 
-Recordings that are under way are *tasks*, each in a *lane*: short ones, long ones, suspects. A lane has a decode loop,
+Recordings that are under way are *tasks*, each in a *lane*: urgent ones, short ones, long ones, suspects. A lane has a decode loop,
 in whose batches the windows of its tasks are decoded together. Lanes share the time by weight (stride scheduling,
 Waldspurger and Weihl 1995): work of the express lane goes before that of the others, but not so far that they stand
 still. Within a lane the task with the least left to do goes first, and tasks go before the loop as long as the batch
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from diarist.engine.wire import LaneName
 
-WEIGHTS: dict[LaneName, float] = {"express": 12.0, "bulk": 1.0, "solo": 1.0}
+WEIGHTS: dict[LaneName, float] = {"urgent": 60.0, "express": 12.0, "bulk": 1.0, "solo": 1.0}
 """Shares of the time of lanes that all have work."""
 
 _PATIENCE = 4.0  # pieces of tasks that may bring no window, one after the other, before the loop steps again

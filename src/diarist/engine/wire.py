@@ -11,7 +11,7 @@ from diarist.audio import DecodeLimits
 from diarist.engine.messages import EngineInfo, PartialText, Work
 from diarist.transcript import Transcript
 
-LaneName = Literal["express", "bulk", "solo"]
+LaneName = Literal["urgent", "express", "bulk", "solo"]
 EXPRESS_S = 60.0
 """Recordings up to this length are short: they go before the others."""
 ID_BYTES = 16
@@ -38,6 +38,8 @@ class Begin:
     work: Work
     long: bool = False
     """Whether its recording may be longer than `EXPRESS_S`; otherwise a long one is answered by `Parked`."""
+    urgent: bool = False
+    """Do not let it wait for those of another who sends many, if its recording is short."""
     solo: bool = False
     """Share no batch with other requests: the worker has died over this recording before."""
 

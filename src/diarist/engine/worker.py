@@ -44,6 +44,8 @@ from diarist.errors import CancelledError, DiaristError
 from diarist.pipeline import Pipeline
 
 _PR_SET_PDEATHSIG = 1
+_URGENT_ROWS = 4
+_OPENED_AT_ONCE = 4  # recordings whose beginning is being decoded
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +78,7 @@ class Worker:
         self._intakes: dict[str, Intake] = {}
         self._scheduler = Scheduler(self._make_loop, self._at)
         self._aside = ThreadPoolExecutor(1, "aside")
+        self._gates = {urgent: threading.Semaphore(_OPENED_AT_ONCE) for urgent in (False, True)}
         self._thread_clock = time.pthread_getcpuclockid(threading.get_ident())
         self._units = 0
         self._since = 0.0  # when the present piece of work began; 0 between two
@@ -115,11 +118,12 @@ class Worker:
 
     def _make_loop(self, name: LaneName) -> Loop:
         main = self._pipeline.recognizer.loop
-        if name == "express":
-            return main  # type: ignore[no-any-return]
-        if name == "solo":
-            return main.sibling(1, 1)  # type: ignore[no-any-return]
-        return main.sibling(main.rows, 1)  # type: ignore[no-any-return]  # encoding one window at a time: short steps
+        rows = {"urgent": min(_URGENT_ROWS, main.rows), "solo": 1}.get(name, main.rows)
+        # On a processor several windows are encoded no faster together, and what comes meanwhile waits for all of them.
+        together = main.encode_batch
+        if self._pipeline.compute.device.type == "cpu":
+            together = 2 if name == "express" else 1
+        return main.sibling(rows, min(rows, together))  # type: ignore[no-any-return]
 
     def _at(self, ids: Iterable[str]) -> None:
         ids = list(ids)
@@ -141,6 +145,7 @@ class Worker:
                 self._intakes[message.id] = Intake(
                     message.work,
                     self._setup.limits,
+                    self._gates[message.urgent],
                     opened=lambda error: self._inbox.put(_Arrived(message, error)),
                     more=lambda: self._inbox.put(_WAKE),
                 )
@@ -160,7 +165,7 @@ class Worker:
             intake.close()
             self._tell(Parked(begin.id, intake.seconds))
             return
-        lane: LaneName = "solo" if begin.solo else "bulk" if intake.long else "express"
+        lane: LaneName = "solo" if begin.solo else "bulk" if intake.long else "urgent" if begin.urgent else "express"
         try:
             loop = self._scheduler.lane(lane).loop
         except (MemoryError, RuntimeError) as no_room:  # a lane's cache is made when it is first needed
