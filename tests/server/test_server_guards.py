@@ -4,20 +4,21 @@ import contextlib
 import gzip
 import itertools
 import json
-import re
 import socket
 import threading
 
 import httpx2
 import psutil
 import pytest
+from fake_engine import FakeEngine
+from leaks import LEAKS
+from listening import serving
 
 from diarist.errors import OptionError
 from diarist.server.serve import check_address
 from diarist.settings import ServerSettings
 
 FAKE = b"fake: say Hello there."
-LEAKS = re.compile(r"0x[0-9a-f]|/root|/tmp|/home|/usr|/secret|site-packages|Traceback|[A-Z]\w+Error|\.py\b")
 PUBLIC = ("/", "/health", "/livez", "/readyz")
 
 
@@ -33,10 +34,6 @@ def routes(running):
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory):
-    from fake_engine import FakeEngine
-
-    from conftest import serving
-
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("# a comment\n\nfrom-the-file\n")
     with serving(
@@ -172,10 +169,6 @@ def test_h15_requests_belong_to_their_key(keyed):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    from fake_engine import FakeEngine
-
-    from conftest import serving
-
     limits = {"max_body_bytes": 3_000_000, "max_text_bytes": 10_000, "max_form_fields": 5}
     with serving(FakeEngine(), tmp_path_factory.mktemp("spool"), **limits) as running:
         yield running

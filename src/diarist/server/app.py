@@ -71,7 +71,7 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
     app.include_router(openai.router(service, "/v1"))
     app.include_router(openai.router(service, "/api/v1"), include_in_schema=False)
     _add_operations(app, service, has_keys=bool(settings.api_keys or settings.api_keys_file))
-    for kind in (DiaristError, Refusal, ClientGone, HTTPException, RequestValidationError, OSError, Exception):
+    for kind in (DiaristError, Refusal, ClientGone, HTTPException, RequestValidationError, OSError):
         app.add_exception_handler(kind, _told)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, metrics=service.metrics)
     app.add_middleware(Gate, digests=keys(settings))
