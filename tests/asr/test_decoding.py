@@ -178,3 +178,48 @@ def test_options_out_of_bounds_are_named(options, param):
     with pytest.raises(OptionError) as error:
         DecodingOptions(**options)
     assert error.value.param == param
+
+
+def test_siblings_share_weights_and_nothing_else(exact_loop, sample_waveform):
+    (alone,) = decode(exact_loop, [sample_waveform])
+    sibling = exact_loop.sibling(2, 1)
+    assert sibling._encoder is exact_loop._encoder
+    results: list[tuple[str, Decoded]] = []
+    for name, loop in (("first", exact_loop), ("second", sibling)):
+        job = Job(
+            torch.from_numpy(sample_waveform), ENGLISH, SpokenLanguage("en"), lambda d, n=name: results.append((n, d))
+        )
+        loop.submit(job)
+    while exact_loop.pending or sibling.pending:
+        exact_loop.step()
+        sibling.step()
+    assert [(name, result.tokens) for name, result in results] == [("first", alone.tokens), ("second", alone.tokens)]
+
+
+def test_a_loop_goes_on_after_a_step_that_raised(exact_loop, sample_waveform, monkeypatch):
+    parts = [sample_waveform[start : start + 80_000] for start in (0, 80_000, 160_000)]
+    options = DecodingOptions("en", temperatures=(0.0,))
+    expected = [decode(exact_loop, [part], options)[0].tokens for part in parts]
+    loop = exact_loop.sibling(3, 3)
+    results: dict[int, tuple[int, ...]] = {}
+    failed: list[Exception] = []
+    for index, part in enumerate(parts):
+        deliver = lambda decoded, i=index: results.setdefault(i, decoded.tokens)  # noqa: E731
+        loop.submit(Job(torch.from_numpy(part), options, SpokenLanguage("en"), deliver, failed.append))
+    for _ in range(5):
+        loop.step()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_write_tokens", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            loop.step()
+    loop.restart(1)
+    assert (loop.active, loop.pending, loop.limit) == (0, 3, 1)
+    loop.give_up(MemoryError())
+    assert [type(error) for error in failed] == [MemoryError]
+    while loop.pending:
+        loop.step()
+        assert loop.active <= 1
+    assert results == {1: expected[1], 2: expected[2]}
+    loop.relax()
+    loop.relax()
+    assert loop.limit == 3

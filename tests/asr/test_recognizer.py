@@ -140,3 +140,49 @@ def test_translation_gives_english(exact_loop, shared_data):
     while stream.waiting:
         exact_loop.step()
     assert stream.result().words
+
+
+class LateLoop:
+    """Plays the decode loop: keeps the jobs, to be delivered in any order."""
+
+    def __init__(self, vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.jobs: list = []
+
+    def submit(self, job) -> None:
+        self.jobs.append(job)
+
+    def deliver(self, number: int, text: str) -> None:
+        job = self.jobs[number]
+        end = len(job.waveform) / 16_000
+        at = lambda t: self.vocabulary.timestamp_begin + round(t / 0.02)  # noqa: E731
+        tokens = (at(0), *self.vocabulary.encode(text), at(end))
+        job.deliver(Decoded(tokens, (0.0,) * len(tokens), (), 0.0, 0.0, 1.0, 0.0, complete=True))
+
+
+def texts(stream: RecognitionStream) -> list[str]:
+    return [word.text for word in stream.settled()]
+
+
+def test_words_are_settled_in_order_of_time_whatever_comes_back_first(vocabulary):
+    loop = LateLoop(vocabulary)
+    stream = RecognitionStream(loop, DecodingOptions("en"), WindowOptions())
+    speech = [Segment(start, start + 24) for start in (1.0, 28.0, 55.0)]
+    stream.push(speech, np.zeros(80 * 16_000, np.float32), 0.0, final=True)
+    assert len(loop.jobs) == 3
+    loop.deliver(1, " second")
+    assert texts(stream) == []
+    loop.deliver(0, " first")
+    assert texts(stream) == ["first", "second"]
+    loop.deliver(2, " third")
+    assert [word.text for word in stream.result().words] == texts(stream) == ["first", "second", "third"]
+
+
+def test_a_window_that_fails_fails_its_recording(vocabulary):
+    loop = LateLoop(vocabulary)
+    stream = RecognitionStream(loop, DecodingOptions("en"), WindowOptions())
+    stream.push([Segment(1, 20)], np.zeros(30 * 16_000, np.float32), 0.0, final=True)
+    loop.jobs[0].fail(MemoryError())
+    assert not stream.waiting
+    with pytest.raises(MemoryError):
+        stream.result()

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_engine():
     """Started once, for a start costs seconds; tests that kill its worker leave another one behind."""
-    async with fake_engine(pipeline={"step_s": 0.02}, unit_s=2.5, max_waiting_s=1e6) as engine:
+    async with fake_engine(pipeline={"step_s": 0.02}, unit_s=6.0, max_waiting_s=1e6) as engine:
         yield engine
 
 
@@ -310,7 +310,7 @@ async def test_h22_a_hung_worker_is_replaced(engine, long_recording, recordings,
 async def test_h22_a_piece_of_work_without_end_is_cut_off(engine, recordings):
     begun = time.monotonic()
     assert isinstance(await outcome(engine.submit(work(recordings[0], "spin"))), WorkerLostError)
-    assert 2.0 < time.monotonic() - begun < 6.0
+    assert 5.0 < time.monotonic() - begun < 10.0
 
 
 async def test_h22_the_worker_dies_with_the_engine(tmp_path):

@@ -157,6 +157,12 @@ def test_h23_nobody_is_blamed_for_what_came_from_outside(exit_code, oom_killed, 
     assert is_own_doing(exit_code, oom_killed=oom_killed) == own
 
 
+def test_a_worker_has_time_for_its_first_word():
+    watch = Watch(hang_s=8, unit_s=120, now=0)
+    assert watch.verdict(119) == ""
+    assert watch.verdict(121) == "the worker does not answer"
+
+
 @given(st.lists(st.integers(0, 2**128 - 1), max_size=2000))
 def test_the_blackboard_says_what_was_written_last(numbers):
     descriptor = Blackboard.descriptor()

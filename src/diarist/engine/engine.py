@@ -327,29 +327,32 @@ class Engine:
         if not self._supervisor.ready:
             return
         for line, queue in self._lines.items():
-            while queue and self._has_room(line, queue.first):
-                entry = queue.pop()
-                urgent = line == "first" and self._is_crowded_out(entry)
+            while (entry := self._next(line)) is not None:
+                queue.pop(entry)
+                urgent = line == "first" and bool(crowd := self._crowd()) and entry.key not in crowd
                 self._with_worker[entry.id] = _Taken(line, entry.key)
                 entry.begun = time.monotonic()
                 self._supervisor.send(Begin(entry.id, entry.work, line != "first", urgent, line == "solo"))
                 entry.tell()
 
-    def _has_room(self, line: _Line, entry: _Entry) -> bool:
-        """Whether the worker can do with one more request of a line, and with this one."""
-        places = self.options.max_running
+    def _next(self, line: _Line) -> _Entry | None:
+        """Whom of a line to begin now; None if nobody waits, or the worker has enough."""
+        # There is always a place for those that are not known to be long.
+        places = self.options.max_running if line == "first" else max(1, self.options.max_running - 1)
         most = {"solo": 1, "long": _LONG_AT_ONCE, "first": self._supervisor.rows + _BEYOND_ROWS}[line]
-        if line != "first":
-            places = max(1, places - 1)  # there is always a place for those that are not known to be long
-        elif self._is_crowded_out(entry):
-            most += _BEYOND_ROWS
         in_line = sum(taken.line == line for taken in self._with_worker.values())
-        return in_line < most and len(self._with_worker) < places
+        if len(self._with_worker) >= places:
+            return None
+        if in_line < most:
+            return next(iter(self._lines[line]), None)
+        if line == "first" and in_line < most + _BEYOND_ROWS and (crowd := self._crowd()):
+            return next((entry for entry in self._lines[line] if entry.key not in crowd), None)
+        return None
 
-    def _is_crowded_out(self, entry: _Entry) -> bool:
-        """Whether its key has nothing in work while another has much."""
+    def _crowd(self) -> set[str]:
+        """The keys with requests in work, if one of them has many there: others do not wait for those."""
         numbers = Counter(taken.key for taken in self._with_worker.values())
-        return entry.key not in numbers and max(numbers.values(), default=0) >= _FLOOD
+        return set(numbers) if max(numbers.values(), default=0) >= _FLOOD else set()
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 

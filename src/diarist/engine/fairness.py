@@ -1,6 +1,7 @@
 """A queue that is fair among keys, however many requests each of them sends."""
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -31,16 +32,17 @@ class FairQueue(Generic[T]):
         self._tags[id(item)] = tag, self._number
         insort(self._waiting, (tag, self._number, item), key=lambda entry: entry[:2])
 
-    @property
-    def first(self) -> T:
-        """The item that `pop` would give."""
-        return self._waiting[0][2]
+    def __iter__(self) -> Iterator[T]:
+        """What waits, the next one first."""
+        return (item for _, _, item in self._waiting)
 
-    def pop(self) -> T:
-        """The next item."""
-        tag, _, item = self._waiting.pop(0)
+    def pop(self, item: T | None = None) -> T:
+        """Take out the next item, or one that waits here and goes before its turn."""
+        place = 0 if item is None else self._place(self._tags[id(item)])
+        tag, _, item = self._waiting.pop(place)
         del self._tags[id(item)]
-        self._reached = max(self._reached, tag)
+        if place == 0:
+            self._reached = max(self._reached, tag)
         if not self._waiting:  # whoever comes next begins anew
             self._reached = max([self._reached, *self._ends.values()])
         # A key that has got no further than everybody has no past: the table stays as long as the queue.

@@ -3,7 +3,7 @@
 A worker may be busy for long and be well: the first batch on a cold machine, the clustering of four hours, a page fault
 storm. It is hung when nothing at all moves: no message and no processor time of the process for `hang_s`; or the
 computing thread is in one piece of work and uses no processor time for as long; or one piece lasts longer than
-`unit_s`, whatever it does.
+`unit_s`, whatever it does. Before its first word it imports its libraries from a disk that may be slow: it has `unit_s`.
 """
 
 from diarist.engine.wire import Pulse
@@ -22,6 +22,7 @@ class Watch:
         self._progress = now  # the computing thread used it, or was between two pieces of work
         self._cpu_s = 0.0  # of the computing thread, at `_progress`
         self._last = Pulse()
+        self._speaking = False
         self._computing = False
 
     def loaded(self, now: float) -> None:
@@ -31,6 +32,7 @@ class Watch:
 
     def heard(self, now: float, pulse: Pulse) -> None:
         """A heartbeat came."""
+        self._speaking = True
         self._heard = now
         moved = pulse.compute_cpu_s - self._cpu_s > _SIGN_S
         if moved or pulse.units != self._last.units or not pulse.busy_s:
@@ -46,7 +48,8 @@ class Watch:
 
     def verdict(self, now: float) -> str:
         """Why it is hung; empty if it is not."""
-        if now - max(self._heard, self._moved) > self._hang_s or now - self._heard > self._unit_s:
+        still = self._speaking and now - max(self._heard, self._moved) > self._hang_s
+        if still or now - self._heard > self._unit_s:
             return "the worker does not answer"
         if self._computing and now - self._progress > self._hang_s:
             return "the worker stands still"
