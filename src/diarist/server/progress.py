@@ -15,6 +15,8 @@ from diarist.server.errors import Refusal
 KEPT_S = 600.0
 """Ended requests are remembered for so many seconds, so that a last look tells how they ended."""
 MOST_KEPT = 4096
+MOST_SHOWN = 100
+"""Ended requests in a list."""
 
 
 class Running(Protocol):
@@ -89,7 +91,10 @@ class Registry:
         entry.ended_as, entry.ended_at = ended_as, time.monotonic()
 
     def of(self, owner: str) -> list[Entry]:
-        return [entry for entry in self._entries.values() if entry.owner == owner]
+        """A caller's requests under way, and the last of those that have ended."""
+        own = [entry for entry in self._entries.values() if entry.owner == owner]
+        under_way = [entry for entry in own if entry.ended_as is None]
+        return [*under_way, *[entry for entry in own if entry.ended_as is not None][-MOST_SHOWN:]]
 
     def find(self, request_id: str, owner: str) -> Entry:
         """A caller's own request.
