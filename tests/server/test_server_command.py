@@ -60,7 +60,7 @@ def served(base_model, segmentation_model, embedding_model, tmp_path_factory):
         "DIARIST_API_KEYS": "the-key",
         "DIARIST_THREADS": "1",
     }
-    command = [sys.executable, "-m", "diarist", "serve", "--port", str(port), "--graceful-stop-s", "15"]
+    command = [sys.executable, "-m", "diarist", "serve", "--port", str(port), "--graceful-stop-s", "60"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as child:
         try:
             yield child, f"http://127.0.0.1:{port}", folder
@@ -126,13 +126,18 @@ def test_h20_h34_h41_the_whole_life_of_a_server(served, sample_recording):
         target=lambda: answers.append(httpx2.post(url, content=recording, headers=sent, timeout=60))
     )
     posting.start()
-    time.sleep(0.7)
+    until = time.monotonic() + 20
+    while not any(
+        entry["status"] == "running" for entry in httpx2.get(f"{url}/v1/requests", headers=sent).json()["data"]
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     workers = psutil.Process(child.pid).children(recursive=True)
     child.send_signal(signal.SIGTERM)
-    posting.join(30)
+    posting.join(60)
     assert answers[0].status_code == 200
     assert answers[0].json()["speakers"]
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
     psutil.wait_procs(workers, timeout=5)
     assert not any(worker.is_running() for worker in workers)
     assert [path for path in (folder / "spool").rglob("*") if path.is_file()] == []
