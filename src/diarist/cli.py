@@ -473,6 +473,126 @@ def _write(transcript: "Transcript", job: Job, folder: Path, wanted: Sequence[st
             _say(f"wrote {path}")
 
 
+# --- serve ----------------------------------------------------------------------------------------------------------
+
+
+def _setting(help: str, variable: str, *flags: str) -> Any:  # noqa: A002 (typer's word)
+    """An option of `serve`. Its variable is read by `ServerSettings`, not here, so that it is known who gave a value."""
+    shown = help.replace("[", "\\[")  # or it would be taken for a style
+    return typer.Option(*flags, help=f"{shown} (env: {variable})")
+
+
+@app.command()
+def serve(
+    *,
+    host: Annotated[str | None, _setting("Address to listen on. [127.0.0.1]", "DIARIST_HOST")] = None,
+    port: Annotated[int | None, _setting("Port to listen on. [7860]", "DIARIST_PORT")] = None,
+    model: Annotated[str | None, _setting("Recognition model. [base]", "ASR_MODEL", "--model", "-m")] = None,
+    diarization_model: Annotated[
+        str | None,
+        _setting("Pipeline, or none. [default; none where only ASR_MODEL is set]", "DIARIZATION_MODEL"),
+    ] = None,
+    assistant_model: Annotated[str | None, _setting("Model that drafts for the main one.", "ASSISTANT_MODEL")] = None,
+    api_keys: Annotated[
+        str | None, _setting("Keys that clients must send, parted by commas.", "DIARIST_API_KEYS")
+    ] = None,
+    api_keys_file: Annotated[Path | None, _setting("File with a key on each line.", "DIARIST_API_KEYS_FILE")] = None,
+    insecure: Annotated[
+        bool | None, _setting("Listen publicly without a key.", "DIARIST_INSECURE", "--insecure")
+    ] = None,
+    cors_origins: Annotated[
+        str | None, _setting("Web pages that may call, parted by commas.", "DIARIST_CORS_ORIGINS")
+    ] = None,
+    max_body_bytes: Annotated[int | None, _setting("Longest request body. [512 MB]", "DIARIST_MAX_BODY_BYTES")] = None,
+    max_form_files: Annotated[int | None, _setting("Most files in a form. [2]", "DIARIST_MAX_FORM_FILES")] = None,
+    max_form_fields: Annotated[int | None, _setting("Most fields in a form. [50]", "DIARIST_MAX_FORM_FIELDS")] = None,
+    max_text_bytes: Annotated[
+        int | None, _setting("Longest text field of a form. [4 MB]", "DIARIST_MAX_TEXT_BYTES")
+    ] = None,
+    max_audio_s: Annotated[float | None, _setting("Longest recording. [4 h]", "DIARIST_MAX_AUDIO_S")] = None,
+    max_native_bytes: Annotated[
+        int | None, _setting("Most decoded bytes of a recording. [16 GiB]", "DIARIST_MAX_NATIVE_BYTES")
+    ] = None,
+    max_running: Annotated[int | None, _setting("Requests under way at once. [64]", "DIARIST_MAX_RUNNING")] = None,
+    max_waiting: Annotated[int | None, _setting("Requests that may wait. [256]", "DIARIST_MAX_WAITING")] = None,
+    max_waiting_s: Annotated[
+        float | None, _setting("Seconds of audio that may wait. [4 h]", "DIARIST_MAX_WAITING_S")
+    ] = None,
+    deadline_base_s: Annotated[
+        float | None, _setting("Seconds that any request may take. [60]", "DIARIST_DEADLINE_BASE_S")
+    ] = None,
+    deadline_per_second: Annotated[
+        float | None, _setting("More for each second of audio. [GPU 0.1, CPU 3]", "DIARIST_DEADLINE_PER_SECOND")
+    ] = None,
+    header_timeout_s: Annotated[
+        float | None, _setting("Seconds for the head of a request. [10]", "DIARIST_HEADER_TIMEOUT_S")
+    ] = None,
+    min_upload_rate: Annotated[
+        int | None, _setting("Bytes a second that a body must come with. [8192]", "DIARIST_MIN_UPLOAD_RATE")
+    ] = None,
+    write_timeout_s: Annotated[
+        float | None, _setting("Seconds until a client that reads nothing is cut off. [30]", "DIARIST_WRITE_TIMEOUT_S")
+    ] = None,
+    keep_alive_s: Annotated[
+        float | None, _setting("Seconds that idle connections are kept. [20]", "DIARIST_KEEP_ALIVE_S")
+    ] = None,
+    graceful_stop_s: Annotated[
+        float | None, _setting("Seconds from SIGTERM to the exit. [30]", "DIARIST_GRACEFUL_STOP_S")
+    ] = None,
+    spool_dir: Annotated[Path | None, _setting("Folder for uploads under way.", "DIARIST_SPOOL_DIR")] = None,
+    min_free_bytes: Annotated[
+        int | None, _setting("What its disk must have free. [256 MB]", "DIARIST_MIN_FREE_BYTES")
+    ] = None,
+    log_format: Annotated[str | None, _setting("json or console. [json]", "DIARIST_LOG_FORMAT")] = None,
+    log_level: Annotated[str | None, _setting("debug, info, warning or error. [info]", "DIARIST_LOG_LEVEL")] = None,
+    otel: Annotated[bool | None, _setting("Send OpenTelemetry traces.", "DIARIST_OTEL", "--otel")] = None,
+    device: Annotated[str | None, _setting("auto, cpu or cuda. [auto]", "DIARIST_DEVICE")] = None,
+    dtype: Annotated[str | None, _setting("auto, float32, bfloat16, float16 or int8. [auto]", "DIARIST_DTYPE")] = None,
+    threads: Annotated[int | None, _setting("Processor threads.", "DIARIST_THREADS")] = None,
+    batch_size: Annotated[int | None, _setting("Windows decoded together.", "DIARIST_BATCH_SIZE")] = None,
+    cache_dir: Annotated[Path | None, _setting("Folder for fetched models.", "DIARIST_CACHE")] = None,
+    offline: Annotated[
+        bool | None, _setting("Open no connection.", "DIARIST_OFFLINE, HF_HUB_OFFLINE", "--offline")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve the original's routes, the OpenAI audio API and Hugging Face clients on one port."""
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    flags = {name: value for name, value in locals().items() if name not in ("configuration", "debug", "model")}
+    with _reported(debug=debug):
+        settings = configuration.load_server(asr_model=model, **flags)
+        from diarist.audio import DecodeLimits  # noqa: PLC0415 (as below)
+        from diarist.engine.engine import Engine, EngineOptions  # noqa: PLC0415 (torch is slow to import)
+        from diarist.server.serve import run  # noqa: PLC0415
+
+        options = EngineOptions(
+            pipeline=_pipeline_options(settings),
+            limits=DecodeLimits(settings.max_audio_s, settings.max_native_bytes),
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+            max_waiting_s=settings.max_waiting_s,
+        )
+        run(settings, Engine(options))
+
+
+def _pipeline_options(settings: "Settings") -> dict[str, Any]:
+    """What the settings say about the `Pipeline` that a server's worker makes."""
+    diarization = settings.diarization_model
+    return {
+        "asr_model": settings.asr_model,
+        "diarization_model": None if diarization == "none" else diarization,
+        "assistant_model": settings.assistant_model,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "threads": settings.threads,
+        "offline": settings.offline,
+        "token": settings.token,
+        "cache_dir": settings.cache_dir,
+        "batch_size": settings.batch_size,
+    }
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 

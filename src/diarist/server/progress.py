@@ -1,0 +1,119 @@
+"""How far requests have come: who asked may look, and may give up, but only at their own.
+
+Ids are made here, of 128 random bits; whoever holds another key is told that there is no such request.
+"""
+
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from diarist.engine.messages import Status
+from diarist.server.errors import Refusal
+
+KEPT_S = 600.0
+"""Ended requests are remembered for so many seconds, so that a last look tells how they ended."""
+MOST_KEPT = 4096
+MOST_SHOWN = 100
+"""Ended requests in a list."""
+
+
+class Running(Protocol):
+    """The part of the engine's ticket that is looked at here."""
+
+    @property
+    def status(self) -> Status: ...
+
+    def cancel(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request, from its first byte to some time after its last."""
+
+    id: str
+    owner: str
+    """Hash of the caller's key; empty without keys."""
+    label: str = ""
+    """What the client calls it (`X-Client-Request-Id`)."""
+    ticket: Running | None = None
+    cancelled: bool = False
+    ended_as: str | None = None
+    ended_at: float = 0.0
+    begun_at: float = field(default_factory=time.monotonic)
+
+    def view(self) -> dict[str, Any]:
+        """What its owner is shown."""
+        status = self.ticket.status if self.ticket else None
+        stage = self.ended_as or (status.stage if status else "uploading")
+        return {
+            "id": self.id,
+            "object": "request",
+            "client_request_id": self.label or None,
+            "status": stage,
+            "step": status.step if status and not self.ended_as else "",
+            "percent": round(100 * status.fraction, 1) if status and status.fraction is not None else None,
+            "seconds_left": status.seconds_left if status and not self.ended_as else None,
+            "ahead": status.ahead if status and not self.ended_as else 0,
+            "age_s": round((self.ended_at or time.monotonic()) - self.begun_at, 3),
+        }
+
+    def cancel(self) -> None:
+        """Give it up, whatever it is doing; once it has ended this does nothing."""
+        if self.ended_as is None:
+            self.cancelled = True
+            if self.ticket:
+                self.ticket.cancel()
+
+
+def new_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
+
+
+class Registry:
+    """All requests under way, and those that ended a short while ago."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    @property
+    def open(self) -> int:
+        """Requests under way."""
+        return sum(entry.ended_as is None for entry in self._entries.values())
+
+    def add(self, request_id: str, owner: str, label: str) -> Entry:
+        self._forget()
+        entry = self._entries[request_id] = Entry(request_id, owner, label)
+        return entry
+
+    def end(self, entry: Entry, ended_as: str) -> None:
+        entry.ended_as, entry.ended_at = ended_as, time.monotonic()
+
+    def of(self, owner: str) -> list[Entry]:
+        """A caller's requests under way, and the last of those that have ended."""
+        own = [entry for entry in self._entries.values() if entry.owner == owner]
+        under_way = [entry for entry in own if entry.ended_as is None]
+        return [*under_way, *[entry for entry in own if entry.ended_as is not None][-MOST_SHOWN:]]
+
+    def find(self, request_id: str, owner: str) -> Entry:
+        """A caller's own request.
+
+        Raises:
+            Refusal: There is none with this id, or it is another's.
+        """
+        entry = self._entries.get(request_id)
+        if entry is None or entry.owner != owner:
+            raise Refusal(404, "request_not_found", "There is no such request.", param="id")
+        return entry
+
+    def _forget(self) -> None:
+        oldest = time.monotonic() - KEPT_S
+        excess = len(self._entries) - MOST_KEPT
+        gone = [
+            key
+            for place, (key, entry) in enumerate(self._entries.items())
+            if entry.ended_as and (entry.ended_at < oldest or place < excess)
+        ]
+        for key in gone:
+            del self._entries[key]
