@@ -10,7 +10,7 @@ they are segments, times and sample rates.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import (
@@ -26,8 +26,8 @@ from pydantic import (
 
 from diarist.attribution import UNKNOWN_SPEAKER
 from diarist.errors import OptionError
-from diarist.timeline import Word, ends_sentence
-from diarist.transcript import Transcript
+from diarist.timeline import Word, join_words
+from diarist.transcript import Transcript, sentences
 
 DEFAULT_BATCH_SIZE = 24
 """The original's. Here the engine forms batches across requests, so the number is checked and otherwise not used."""
@@ -264,7 +264,7 @@ def answer(transcript: Transcript, config: InferenceConfig) -> dict[str, Any]:
         transcript: What was found.
         config: What was asked for.
     """
-    chunks = _sentences(transcript) if config.return_timestamps != "word" else ((word,) for word in transcript.words)
+    chunks = sentences(transcript) if config.return_timestamps != "word" else ((word,) for word in transcript.words)
     words = [_word(word) for word in transcript.words]
     return {
         "speakers": [
@@ -290,22 +290,14 @@ def _diarized(transcript: Transcript) -> bool:
     return bool(transcript.speakers) or transcript.models.get("diarization") is not None
 
 
+def leading(words: Sequence[Word]) -> str:
+    """The text of words as it stands in the running text: with the space before them, if there is one."""
+    return ("" if words[0].joined else " ") + join_words(words)
+
+
 def _passage(words: Sequence[Word]) -> dict[str, Any]:
     """Words as the original wrote a stretch of text: with the space before it, and a pair of times in seconds."""
-    text = "".join(word.text if word.joined else f" {word.text}" for word in words)
-    return {"text": text, "timestamp": [words[0].start, words[-1].end]}
-
-
-def _sentences(transcript: Transcript) -> Iterator[tuple[Word, ...]]:
-    """The words, parted at utterances and at ends of sentences, but never at a full stop inside a word ("U.S.-led")."""
-    for utterance in transcript.utterances:
-        words = utterance.words
-        begun = 0
-        for place, (word, following) in enumerate(zip(words, [*words[1:], None], strict=True), 1):
-            inside = following is not None and following.joined and word.text.endswith(".")
-            if following is None or (ends_sentence(word.text) and not inside):
-                yield words[begun:place]
-                begun = place
+    return {"text": leading(words), "timestamp": [words[0].start, words[-1].end]}
 
 
 def _word(word: Word) -> dict[str, Any]:

@@ -442,6 +442,18 @@ def group(words: Iterable[Word], options: UtteranceOptions | None = None) -> tup
     return tuple(Utterance(run[0].speaker, run[0].start, run[-1].end, join_words(run), tuple(run)) for run in groups)
 
 
+def sentences(transcript: Transcript) -> Iterator[tuple[Word, ...]]:
+    """The words, parted at utterances and at ends of sentences, but never at a full stop inside a word ("U.S.-led")."""
+    for utterance in transcript.utterances:
+        words = utterance.words
+        begun = 0
+        for place, (word, following) in enumerate(zip(words, [*words[1:], None], strict=True), 1):
+            inside = following is not None and following.joined and word.text.endswith(".")
+            if following is None or (ends_sentence(word.text) and not inside):
+                yield words[begun:place]
+                begun = place
+
+
 def build(
     words: Iterable[Word],
     *,

@@ -3,7 +3,8 @@
 import html
 from typing import Any
 
-from diarist.server.parameters import OriginalParameters, TranscriptionForm, TranslationForm
+from diarist.original import InferenceConfig
+from diarist.server.parameters import TranscriptionForm, TranslationForm
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -72,7 +73,7 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-_PARAMETERS = _inlined(OriginalParameters.model_json_schema())
+_PARAMETERS = _inlined(InferenceConfig.model_json_schema())
 _FILE = {"type": "string", "format": "binary", "description": "The recording, audio or video, in any container."}
 
 ORIGINAL_BODY: dict[str, Any] = {

@@ -93,6 +93,7 @@ RULES: Mapping[type[errors.DiaristError], Rule] = MappingProxyType(
         errors.ComputeError: Rule(500, _INTERNAL),
         errors.OutOfMemoryError: Rule(503, "There is not enough memory for this recording now. Try again.", retry=True),
         errors.TranscriptError: Rule(500, _INTERNAL),
+        errors.DeployError: Rule(500, _INTERNAL),
         errors.CancelledError: Rule(CLIENT_CLOSED, "The request was cancelled."),
         errors.EngineError: Rule(500, _INTERNAL),
         errors.QueueFullError: Rule(429, "Too many requests are waiting. Try again later.", retry=True),

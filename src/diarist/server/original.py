@@ -16,13 +16,13 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from diarist import __version__
+from diarist import __version__, original
 from diarist.engine.messages import Work
 from diarist.errors import OptionError
 from diarist.server import responses
 from diarist.server.documents import ORIGINAL_BODY, ORIGINAL_RESPONSES, READY_RESPONSES
 from diarist.server.names import models_shown
-from diarist.server.parameters import OriginalParameters, original_parameters
+from diarist.server.parameters import original_request
 from diarist.server.service import Call, Service
 from diarist.server.uploads import SpooledFile, parse_object, read_form, read_json, read_raw
 
@@ -38,10 +38,10 @@ def router(service: Service) -> APIRouter:
         """Who said what in one recording: a form, JSON with base64, or the bytes themselves."""
         async with service.call(request) as call:
             file, values = await _read(service, call, request)
-            parsed = await asyncio.to_thread(original_parameters, values)
-            if parsed.unknown:
-                _log.warning("parameters ignored", count=len(parsed.unknown))
-            return await _answer(service, call, file, parsed.parameters)
+            config = await asyncio.to_thread(original.parse, values)
+            if config.unknown:
+                _log.warning("parameters ignored", count=len(config.unknown))
+            return await _answer(service, call, file, config)
 
     async def health() -> PlainTextResponse:
         """`OK` once requests can be served; 503 while models load, and when something keeps them from it."""
@@ -110,9 +110,8 @@ async def _read(service: Service, call: Call, request: HttpRequest) -> tuple[Spo
     return file, values or dict(request.query_params)
 
 
-async def _answer(service: Service, call: Call, file: SpooledFile, parameters: OriginalParameters) -> Response:
-    wanted = parameters.request(service.engine.info)
+async def _answer(service: Service, call: Call, file: SpooledFile, config: original.InferenceConfig) -> Response:
+    wanted = original_request(config, service.engine.info)
     transcript = await service.transcribe(call, file, Work(file.path, wanted))
-    words_as_chunks = parameters.return_timestamps == "word"
-    body = await asyncio.to_thread(responses.original, transcript, words_as_chunks=words_as_chunks)
-    return Response(body.body, media_type=body.media_type)
+    body = await asyncio.to_thread(lambda: responses.dump(original.answer(transcript, config)))
+    return Response(body, media_type=responses.JSON)

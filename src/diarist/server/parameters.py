@@ -1,19 +1,19 @@
-"""What clients may ask for, in their words: the original's `parameters` and the fields of OpenAI's forms.
+"""What clients may ask for, in their words: the original's parameters (`diarist.original`) and OpenAI's forms.
 
 Both become the engine's `Request`. Values may come as text (`"24"`, `"true"`): forms have nothing else, and clients of
 the original send them so in JSON too. Bounds are checked here and refused with the field's name.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from diarist.asr.options import DecodingOptions
 from diarist.engine.messages import EngineInfo
 from diarist.errors import OptionError
+from diarist.original import InferenceConfig
 from diarist.pipeline import MAX_SPEAKERS, Request, SpeakerHints
 from diarist.server.uploads import parse_object
 
@@ -59,63 +59,17 @@ class _Parameters(BaseModel):
         return SpeakerHints(self.num_speakers, self.min_speakers, self.max_speakers)
 
 
-class Generation(BaseModel):
-    """The part of `generation_parameters` that means something here; the rest of transformers' is ignored."""
+def original_request(config: InferenceConfig, info: EngineInfo) -> Request:
+    """What the engine is asked for by the original's parameters.
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    num_beams: Annotated[Int, Field(ge=1, le=16)] | None = None
-    language: Language = None
-    task: Literal["transcribe", "translate"] | None = None
-
-
-class OriginalParameters(_Parameters):
-    """The original's `InferenceConfig`, and ours beside it."""
-
-    task: Literal["transcribe", "translate"] = Field("transcribe", description="Write what is said, or its English.")
-    batch_size: Int = Field(24, ge=1, le=256, description="Accepted; batches are formed across requests.")
-    assisted: bool = Field(False, description="Needs an assistant model.")
-    chunk_length_s: Int = Field(30, ge=1, le=30, description="Accepted; recordings are cut at pauses.")
-    sampling_rate: Int = Field(16_000, ge=8000, le=192_000, description="Accepted; files know their own.")
-    return_timestamps: bool | Literal["word"] | None = Field(None, description='"word": chunks are words.')
-    initial_prompt: Text = Field(None, description="Text before the recording: names, style.")
-    hotwords: Text = Field(None, description="Words to favour.")
-    temperature: Temperature = Field(None, description="One value; absent: 0, then higher where that fails.")
-    generation_parameters: Generation | None = Field(None, description="Of transformers; also as generate_kwargs.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _other_names(cls, data: Any) -> Any:
-        """Nulls are absent; `generate_kwargs` is what the toolkit renames `generation_parameters` to."""
-        if not isinstance(data, dict):
-            return data
-        given = {name: value for name, value in data.items() if value is not None}
-        if "generate_kwargs" in given:
-            given.setdefault("generation_parameters", given["generate_kwargs"])
-        return given
-
-    def request(self, info: EngineInfo) -> Request:
-        """What the engine is asked for.
-
-        Raises:
-            OptionError: The values contradict each other, or the loaded models cannot do it.
-        """
-        if self.assisted and not info.assists:
-            raise OptionError("assisted", "Assisted generation is on but no assistant model was provided")
-        generation = self.generation_parameters or Generation()
-        temperature = generation.temperature if self.temperature is None else self.temperature
-        decoding = _decoding(
-            info,
-            language=self.language or generation.language,
-            task=generation.task or self.task,
-            initial_prompt=self.initial_prompt,
-            hotwords=self.hotwords,
-            word_timestamps=self.word_timestamps,
-            beam_size=generation.num_beams or self.beam_size,
-            temperature=temperature,
-        )
-        return Request(decoding, self.hints(), diarize=_diarizes(self.diarize, info, default=info.diarizes))
+    Raises:
+        OptionError: The values contradict each other, or the loaded models cannot do it.
+    """
+    config.check(assists=info.assists)
+    options = config.options()
+    hints = SpeakerHints(*(options.pop(name) for name in ("num_speakers", "min_speakers", "max_speakers")))
+    diarize = _diarizes(options.pop("diarize"), info, default=info.diarizes)
+    return Request(_decoding(info, **options), hints, diarize=diarize)
 
 
 class ChunkingStrategy(BaseModel):
@@ -235,27 +189,6 @@ def translation_form(fields: Iterable[tuple[str, str]]) -> TranslationForm:
     if form.response_format == "diarized_json":
         raise OptionError("response_format", "'diarized_json' is not one of json, text, srt, verbose_json, vtt")
     return form
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """The original's parameters, and which keys of the client's meant nothing."""
-
-    parameters: OriginalParameters
-    unknown: tuple[str, ...] = field(default=())
-
-
-_ALSO_KNOWN = frozenset({"generate_kwargs"})
-
-
-def original_parameters(values: Mapping[str, Any]) -> Parsed:
-    """The original's `parameters` object.
-
-    Raises:
-        OptionError: A value is of the wrong type or out of bounds.
-    """
-    unknown = sorted(set(values) - set(OriginalParameters.model_fields) - _ALSO_KNOWN)
-    return Parsed(validated(OriginalParameters, dict(values)), tuple(unknown))
 
 
 def validated(model: type[_Model], values: dict[str, Any]) -> _Model:

@@ -14,9 +14,10 @@ from typing import Any
 
 from diarist import formats
 from diarist.asr.languages import LANGUAGES
+from diarist.original import leading
 from diarist.server.parameters import TranscriptionForm, TranslationForm
-from diarist.timeline import DecodedSegment, Word, ends_sentence, join_words
-from diarist.transcript import Transcript, Utterance
+from diarist.timeline import DecodedSegment
+from diarist.transcript import Transcript, sentences
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -65,23 +66,6 @@ def _encode(value: object) -> str:
 # --- pieces of a transcript -------------------------------------------------------------------------------------------
 
 
-def _leading(words: Sequence[Word]) -> str:
-    """The text of words as it stands in the running text: with the space before them, if there is one."""
-    return ("" if words[0].joined else " ") + join_words(words)
-
-
-def _sentences(utterances: Sequence[Utterance]) -> Iterator[list[Word]]:
-    """The words of the transcript, parted at utterances and at ends of sentences."""
-    for utterance in utterances:
-        run: list[Word] = []
-        for word in utterance.words:
-            if run and ends_sentence(run[-1].text) and not word.joined:
-                yield run
-                run = []
-            run.append(word)
-        yield run
-
-
 def _plain(text: str) -> str:
     return " ".join(text.split())
 
@@ -96,52 +80,13 @@ def segments_of(transcript: Transcript) -> list[tuple[str, float, float, Decoded
         return [(segment.text, segment.start, segment.end, segment) for segment in own]
     found: list[tuple[str, float, float, DecodedSegment]] = []
     position = 0
-    for words in _sentences(transcript.utterances):
+    for words in sentences(transcript):
         start, end = words[0].start, words[-1].end
         while position + 1 < len(own) and own[position].end <= start:
             position += 1
         evidence = own[position] if own else DecodedSegment(start, end, "", (), 0.0, 0.0, 0.0, 0.0)
-        found.append((_leading(words), start, end, evidence))
+        found.append((leading(words), start, end, evidence))
     return found
-
-
-# --- the original's ---------------------------------------------------------------------------------------------------
-
-
-def original(transcript: Transcript, *, words_as_chunks: bool = False) -> Rendered:
-    """The original's three keys, and ours beside them."""
-    utterances, words = transcript.utterances, transcript.words
-    runs = ([word] for word in words) if words_as_chunks else _sentences(utterances)
-    body = {
-        "speakers": (
-            {
-                "speaker": utterance.speaker,
-                "text": _leading(utterance.words),
-                "timestamp": [utterance.start, utterance.end],
-            }
-            for utterance in utterances
-            if utterance.speaker is not None
-        ),
-        "chunks": ({"text": _leading(run), "timestamp": [run[0].start, run[-1].end]} for run in runs),
-        "text": transcript.text,
-        "language": transcript.language,
-        "duration": transcript.duration,
-        "utterances": (
-            {"speaker": said.speaker, "start": said.start, "end": said.end, "text": said.text} for said in utterances
-        ),
-        "words": (
-            {
-                "text": word.text,
-                "start": word.start,
-                "end": word.end,
-                "probability": word.probability,
-                "speaker": word.speaker,
-            }
-            for word in words
-        ),
-        "warnings": list(transcript.warnings),
-    }
-    return Rendered(dump(body), JSON)
 
 
 # --- OpenAI's ---------------------------------------------------------------------------------------------------------
