@@ -57,7 +57,7 @@ DOORS = {
         ),
     ),
     "programs are started": (
-        ("audio.decode", "models.sources"),
+        ("audio.decode", "models.sources", "engine.process", "engine.pipe"),
         (
             "subprocess",
             "os.system",

@@ -5,8 +5,10 @@ that its speech fills are queued for recognition, and of its sound only what no 
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from diarist import models
+from diarist.asr.decoding import DecodingLoop
 from diarist.asr.options import DecodingOptions
 from diarist.asr.recognizer import RecognitionStream, Recognizer
 from diarist.attribution import attribute
 from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, waveform_stream
 from diarist.compute import Compute, choose
 from diarist.diarization.clustering import Method
-from diarist.diarization.stream import Diarizer
+from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
+from diarist.diarization.voices import embed_voice, recognize_voices
 from diarist.errors import OptionError
 from diarist.stopwatch import Stopwatch
 from diarist.timeline import Segment, Turn, Word
@@ -82,8 +86,27 @@ class Request:
     diarize: bool = True
 
 
-Session = Generator[None, None, Transcript]
-"""One recording under way: yields whenever it waits for the decode loop to step, returns the transcript."""
+Session = Generator[bool, None, Transcript]
+"""One recording under way; returns the transcript.
+
+It yields between pieces of work: True if the decode loop must step before there is more to do, False if there is.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a session shares the machine with others. The defaults are those of a recording that is alone."""
+
+    loop: DecodingLoop | None = None
+    """Decodes its windows; None is `Pipeline.recognizer.loop`, others are siblings of it."""
+    progress: Callable[[Progress], None] | None = None
+    """Called after every piece of work."""
+    heard: Callable[[list[Word]], None] | None = None
+    """Called with words, in order, whose text is settled; all of them together are the transcript's."""
+    voices: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Speakers that are known by name: their embeddings, as `Pipeline.voice` makes them."""
+    executor: Executor | None = None
+    """Where speakers are told apart once the recording has ended, which may take seconds; None is this thread."""
 
 
 class Pipeline:
@@ -232,11 +255,11 @@ class Pipeline:
         )
         self.check(request)
         with self.recognizer.lock, _open(source, sample_rate, limits) as audio:
-            session = self.session(audio, request, progress)
+            session = self.session(audio, request, SessionOptions(progress=progress))
             try:
                 while True:
-                    next(session)
-                    self.recognizer.loop.step()
+                    if next(session):
+                        self.recognizer.loop.step()
             except StopIteration as stop:
                 transcript: Transcript = stop.value
                 return transcript
@@ -265,33 +288,54 @@ class Pipeline:
             raise OptionError("diarize", "this pipeline was made without a diarization model")
         self.recognizer.stream(request.decoding)
 
-    def session(
-        self, audio: AudioStream, request: Request, progress: Callable[[Progress], None] | None = None
-    ) -> Session:
-        """Begin a recording, to be driven by whoever steps `recognizer.loop`; `close()` gives it up.
+    def voice(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What somebody sounds like, for `SessionOptions.voices`.
+
+        Args:
+            waveform: Some seconds of that person alone; mono, 16 kHz, shape (samples,).
+
+        Raises:
+            OptionError: There is no diarization model, or the waveform holds no sound to speak of.
+        """
+        if self._diarizer.embedding is None:
+            raise OptionError("known_speakers", "this pipeline was made without a diarization model")
+        return embed_voice(self._diarizer.embedding, waveform)
+
+    def session(self, audio: AudioStream, request: Request, options: SessionOptions | None = None) -> Session:
+        """Begin a recording, to be driven by whoever steps its loop; `close()` gives it up.
 
         Several sessions may be under way at once: their windows share the batches of the loop.
         """
+        options = options or SessionOptions()
+        loop = options.loop or self.recognizer.loop
         begun = time.perf_counter()
         clock = Stopwatch()
         diarization = self._diarizer.stream(speakers=request.diarize)
-        recognition = self.recognizer.stream(request.decoding)
+        recognition = self.recognizer.stream(request.decoding, loop)
         kept = np.zeros(0, np.float32)  # sound that no window has taken yet
         offset = 0.0  # when it begins
+        told = 0  # words that `heard` knows
 
         def report(stage: str) -> None:
-            if progress is not None:
+            nonlocal told
+            words = recognition.settled()
+            if options.heard is not None and len(words) > told:
+                options.heard(words[told:])
+                told = len(words)
+            if options.progress is not None:
                 total = max(audio.info.duration or 0.0, audio.seconds_read) or None
-                progress(Progress(stage, max(0.0, offset - recognition.waiting_s), total))
+                options.progress(Progress(stage, max(0.0, offset - recognition.waiting_s), total))
 
         try:
             for block in _timed_blocks(clock, audio):
                 kept = np.concatenate([kept, block])
                 diarization.push(block)
                 kept, offset = _feed(recognition, diarization, kept, offset, final=False)
-                while recognition.waiting and not self.recognizer.loop.wanted:
-                    report("transcribing")
+                report("transcribing")
+                yield False
+                while recognition.waiting and not loop.wanted:
                     yield from _timed_wait(clock)
+                    report("transcribing")
             diarization.finish()
             duration = audio.seconds_read
             kept, offset = _feed(recognition, diarization, kept, offset, final=True)
@@ -303,10 +347,10 @@ class Pipeline:
             warnings = [*audio.warnings, *_unheard_warnings(speech.unheard)]
             words, turns = settle(speech.words, duration), tuple[Turn, ...]()
             if request.diarize:
-                hints = request.hints
-                found = diarization.turns(hints.num_speakers, hints.min_speakers, hints.max_speakers)
+                found = yield from _turns(diarization, request.hints, options.executor)
                 attribution = attribute(words, found.exclusive_turns)
-                words, turns = _named_by_appearance(attribution.words, found.turns)
+                names = recognize_voices(found.speakers, found.embeddings, options.voices)
+                words, turns = _named_by_appearance(attribution.words, found.turns, names)
                 warnings += attribution.warnings()
             return build(
                 words,
@@ -357,12 +401,33 @@ def _feed(
     return kept[taken:], offset + taken / SAMPLE_RATE
 
 
-def _named_by_appearance(words: Iterable[Word], turns: Iterable[Turn]) -> tuple[list[Word], tuple[Turn, ...]]:
-    """Number the speakers in the order in which a reader meets them; those who say no word come last."""
+def _turns(
+    diarization: DiarizationStream, hints: SpeakerHints, executor: Executor | None
+) -> Generator[bool, None, Diarization]:
+    bounds = hints.num_speakers, hints.min_speakers, hints.max_speakers
+    if executor is None:
+        return diarization.turns(*bounds)
+    found = executor.submit(diarization.turns, *bounds)
+    try:
+        while not found.done():
+            yield True
+    finally:
+        found.cancel()
+    return found.result()
+
+
+def _named_by_appearance(
+    words: Iterable[Word], turns: Iterable[Turn], known: Mapping[str, str]
+) -> tuple[list[Word], tuple[Turn, ...]]:
+    """Number the speakers in the order in which a reader meets them; those who say no word come last.
+
+    A speaker who is `known` goes by that name instead; the others keep their numbers.
+    """
     words, turns = list(words), list(turns)
-    known = {turn.speaker for turn in turns}
-    met = dict.fromkeys([word.speaker for word in words if word.speaker in known] + [turn.speaker for turn in turns])
-    names = {speaker: f"SPEAKER_{number:02d}" for number, speaker in enumerate(met)}
+    heard = {turn.speaker for turn in turns}
+    met = dict.fromkeys([word.speaker for word in words if word.speaker in heard] + [turn.speaker for turn in turns])
+    numbers = (name for name in map("SPEAKER_{:02d}".format, count()) if name not in known.values())
+    names = {speaker: known.get(speaker or "", number) for speaker, number in zip(met, numbers, strict=False)}
     renamed = [replace(word, speaker=names.get(word.speaker or "", word.speaker)) for word in words]
     return renamed, tuple(Turn(turn.segment, names[turn.speaker]) for turn in turns)
 
@@ -391,7 +456,7 @@ def _timed_blocks(clock: Stopwatch, audio: AudioStream) -> Iterator[NDArray[np.f
         yield block
 
 
-def _timed_wait(clock: Stopwatch) -> Generator[None, None, None]:
-    """Yield once, counting the time until the session is resumed."""
+def _timed_wait(clock: Stopwatch) -> Generator[bool, None, None]:
+    """Let the loop step, counting the time until the session is resumed."""
     with clock.timed("recognition"):
-        yield
+        yield True

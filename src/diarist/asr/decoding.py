@@ -6,6 +6,7 @@ text is not trusted, and otherwise gives its place to the next window. So the ba
 (and over many at once), a long window never holds up a short one, and finished rows cost nothing.
 """
 
+import copy
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -70,6 +71,8 @@ class Job:
     spoken: SpokenLanguage
     deliver: Callable[[Decoded], None]
     """Called with the result, from `DecodingLoop.step`."""
+    fail: Callable[[Exception], None] | None = None
+    """Called by `DecodingLoop.give_up`, instead of `deliver`."""
     cancelled: bool = False
     """Set by the owner: the job is dropped at the next step and delivers nothing."""
     prompt: list[int] = field(default_factory=list)
@@ -112,20 +115,32 @@ class DecodingLoop:
         self.vocabulary = Vocabulary(checkpoint.tokenizer, dims.n_vocab, multilingual=checkpoint.multilingual)
         self.dims = dims
         self.compute = compute
-        self.rows = rows
-        self.encode_batch = min(encode_batch, rows)
         self._features = LogMel(dims.n_mels, compute.device)
         self._encoder = Encoder(dims, checkpoint.tensors, compute)
         self._decoder = Decoder(dims, checkpoint.tensors, compute, checkpoint.alignment_heads)
-        self._cache = DecoderCache(dims, rows, len(checkpoint.alignment_heads), compute)
         self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens)
         self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, compute)
+        self._begin(rows, encode_batch)
+
+    def _begin(self, rows: int, encode_batch: int) -> None:
+        """Everything that two loops over the same weights do not share."""
+        self.rows = rows
+        self.encode_batch = min(encode_batch, rows)
+        self.limit = rows
+        """Rows that may be in use; lowered by `restart`."""
+        self._cache = DecoderCache(self.dims, rows, len(self._decoder.alignment_heads), self.compute)
         self._beam_cache: DecoderCache | None = None
-        self._generator = torch.Generator(compute.device).manual_seed(_SEED)
+        self._generator = torch.Generator(self.compute.device).manual_seed(_SEED)
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []  # job i owns cache row i
-        self._rules = RuleState.start(torch.zeros(0, dtype=torch.bool, device=compute.device))
+        self._rules = self._fresh_rules([])
+
+    def sibling(self, rows: int, encode_batch: int) -> "DecodingLoop":
+        """Another loop over the same weights, with jobs and a cache of its own."""
+        other = copy.copy(self)
+        other._begin(rows, encode_batch)  # noqa: SLF001 - one class
+        return other
 
     @property
     def pending(self) -> int:
@@ -135,7 +150,12 @@ class DecodingLoop:
     @property
     def wanted(self) -> int:
         """How many more jobs keep the batch full until the next are encoded."""
-        return max(0, self.rows + self.encode_batch - self.pending)
+        return max(0, self.limit + self.encode_batch - self.pending)
+
+    @property
+    def active(self) -> int:
+        """Rows in use."""
+        return len(self._active)
 
     def submit(self, job: Job) -> None:
         """Queue a window; a later `step` delivers it."""
@@ -145,12 +165,32 @@ class DecodingLoop:
     def step(self) -> None:
         """Admit what fits, write one token in every row, deliver what is finished."""
         self._drop_cancelled()
-        if self._waiting and self._waiting[0].beam_size > 1:
-            self._search(self._waiting.popleft())
+        if self._waiting and self._waiting[0].beam_size > 1 and len(self._active) < self.limit:
+            self._search(self._waiting[0])
         self._admit()
         if self._active:
             self._write_tokens()
             self._finish_rows()
+
+    def restart(self, limit: int) -> None:
+        """After a step that raised: what was under way begins again, at most `limit` windows at a time."""
+        for job in self._active:
+            job.tokens, job.logprobs = [], []
+        self._waiting.extendleft(reversed(self._active))
+        self._active = []
+        self._rules = self._fresh_rules([])
+        self._beam_cache = None
+        self.limit = min(max(1, limit), self.rows)
+
+    def give_up(self, error: Exception) -> None:
+        """After a `restart`: the window that would be next fails with `error`."""
+        job = self._waiting.popleft()
+        if job.fail is not None:
+            job.fail(error)
+
+    def relax(self) -> None:
+        """After steps that went well: twice as many rows may be in use again, up to `rows`."""
+        self.limit = min(2 * self.limit, self.rows)
 
     def _drop_cancelled(self) -> None:
         if any(job.cancelled for job in self._waiting):
@@ -160,12 +200,13 @@ class DecodingLoop:
                 self._release(row)
 
     def _admit(self) -> None:
-        """Encode waiting windows while a whole encoder batch, or all that wait, fit."""
-        while self._waiting:
-            first = list(islice(self._waiting, self.encode_batch))
-            count = sum(1 for _ in takewhile(lambda job: job.beam_size == 1, first))
-            if not count or self.rows - len(self._active) < count:
-                return
+        """Encode the next windows if a whole encoder batch, or all that wait, fit.
+
+        One batch in a step, so that no step lasts long.
+        """
+        first = list(islice(self._waiting, min(self.encode_batch, self.limit)))
+        count = sum(1 for _ in takewhile(lambda job: job.beam_size == 1, first))
+        if count and self.limit - len(self._active) >= count:
             self._start([self._waiting.popleft() for _ in range(count)])
 
     def _start(self, jobs: Sequence[Job]) -> None:
@@ -205,12 +246,13 @@ class DecodingLoop:
         result = self._judge(job, self._beam_cache, 0)
         if result is None:
             self._restart(job)
-            self._waiting.appendleft(job)
         else:
+            self._waiting.popleft()
             job.deliver(result)
 
     def _fresh_rules(self, jobs: Sequence[Job]) -> RuleState:
-        return RuleState.start(torch.tensor([job.options.timestamps for job in jobs], device=self.compute.device))
+        stamped = [job.options.timestamps for job in jobs]
+        return RuleState.start(torch.tensor(stamped, dtype=torch.bool, device=self.compute.device))
 
     def _prompt(self, job: Job) -> list[int]:
         texts = [text.strip() for text in (job.options.hotwords, job.options.initial_prompt) if text and text.strip()]
@@ -333,12 +375,13 @@ class DecodingLoop:
     def _release(self, row: int) -> None:
         """Free a row: the last row takes its place."""
         last = len(self._active) - 1
+        rules = self._rules
         if row != last:
+            rules = rules.replace(row, rules.select(torch.tensor([last])))
             self._cache.move_row(last, row, self._active[last].next_position)
-            self._active[row] = self._active[last]
-            self._rules = self._rules.replace(row, self._rules.select(torch.tensor([last])))
+        self._rules = rules.select(torch.arange(last))  # nothing raises from here on: no job is lost
+        self._active[row] = self._active[last]
         self._active.pop()
-        self._rules = self._rules.select(torch.arange(last))
 
 
 def compression_ratio(text: str) -> float:

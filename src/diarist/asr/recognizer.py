@@ -1,8 +1,9 @@
 """Speech of one recording in, words with times out."""
 
 import threading
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -45,8 +46,12 @@ class Recognizer:
         self.loop = DecodingLoop(checkpoint, compute, rows)
         self.lock = threading.Lock()
 
-    def stream(self, options: DecodingOptions) -> "RecognitionStream":
+    def stream(self, options: DecodingOptions, loop: DecodingLoop | None = None) -> "RecognitionStream":
         """Begin a recording.
+
+        Args:
+            options: How its windows are decoded.
+            loop: Which loop does; None is `self.loop`, others are its siblings.
 
         Raises:
             OptionError: The model cannot do what is asked.
@@ -59,7 +64,16 @@ class Recognizer:
                 raise OptionError("language", f"this model knows English only, not {options.language!r}")
         elif options.language is not None and options.language not in vocabulary.languages:
             raise OptionError("language", f"this model does not know {options.language!r}")
-        return RecognitionStream(self.loop, options)
+        return RecognitionStream(loop or self.loop, options)
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """One window as it was cut, with the holes of it that are decoded again."""
+
+    jobs: int = 0
+    """That have not come back."""
+    found: list[tuple[Window, Decoded, Passage, list[Segment]]] = field(default_factory=list)
 
 
 class RecognitionStream:
@@ -71,8 +85,11 @@ class RecognitionStream:
         self._windows = windows or WindowOptions()
         self._spoken = SpokenLanguage(options.language or ("" if loop.vocabulary.multilingual else "en"))
         self._jobs: dict[Job, float] = {}  # with the seconds that each has yet to bring to the text
-        self._found: list[tuple[Window, Decoded, Passage, list[Segment]]] = []
+        self._parts: deque[_Part] = deque()  # those whose text is not settled, in order of time
+        self._segments: list[DecodedSegment] = []
+        self._words: list[Word] = []
         self._unheard: list[Segment] = []
+        self._failure: Exception | None = None
 
     @property
     def waiting(self) -> int:
@@ -99,7 +116,9 @@ class RecognitionStream:
         packed = pack(speech, waveform, offset, self._windows)
         settled = packed if final else packed[:-1]
         for window in settled:
-            self._submit(window, gather(window, waveform, offset), speech, 0)
+            part = _Part()
+            self._parts.append(part)
+            self._submit(part, window, gather(window, waveform, offset), speech, 0)
         end = offset + len(waveform) / SAMPLE_RATE_HZ
         if final:
             return end
@@ -110,41 +129,69 @@ class RecognitionStream:
         for job in self._jobs:
             job.cancelled = True
 
-    def result(self) -> Recognition:
-        """Everything that came back, in order of time."""
-        vocabulary, language = self._loop.vocabulary, self._spoken.code
-        ordered = sorted(self._found, key=lambda found: found[0].locate(found[2].start))
-        segments, words = [], []
-        for window, decoded, passage, speech in ordered:
-            segment = segment_on_recording(passage, decoded, window, vocabulary)
-            if segment.text.strip():
-                segments.append(segment)
-                words += words_on_recording(passage, decoded, window, speech, vocabulary, language)
-        return Recognition(language, tuple(segments), tuple(words), tuple(sorted(self._unheard)))
+    def settled(self) -> list[Word]:
+        """The words, in order, of all that will not change any more: everything before has come back, too.
 
-    def _submit(self, window: Window, waveform: NDArray[np.float32], speech: Sequence[Segment], round_: int) -> None:
-        inside = [part for segment in speech if (part := segment & window.span)]
+        Raises:
+            DiaristError: A window could not be decoded.
+        """
+        if self._failure is not None:
+            raise self._failure
+        vocabulary, language = self._loop.vocabulary, self._spoken.code
+        while self._parts and not self._parts[0].jobs:
+            found = sorted(self._parts.popleft().found, key=lambda found: found[0].locate(found[2].start))
+            for window, decoded, passage, speech in found:
+                segment = segment_on_recording(passage, decoded, window, vocabulary)
+                if segment.text.strip():
+                    self._segments.append(segment)
+                    self._words += words_on_recording(passage, decoded, window, speech, vocabulary, language)
+        return self._words
+
+    def result(self) -> Recognition:
+        """Everything, once nothing is waiting; in order of time. Raises as `settled`."""
+        words = self.settled()
+        return Recognition(self._spoken.code, tuple(self._segments), tuple(words), tuple(sorted(self._unheard)))
+
+    def _submit(
+        self, part: _Part, window: Window, waveform: NDArray[np.float32], speech: Sequence[Segment], round_: int
+    ) -> None:
+        inside = [heard for segment in speech if (heard := segment & window.span)]
 
         def deliver(decoded: Decoded) -> None:
             del self._jobs[job]
-            self._accept(window, waveform, inside, round_, decoded)
+            try:
+                self._accept(part, window, waveform, inside, round_, decoded)
+            except Exception as error:  # noqa: BLE001 - it concerns this recording, not the loop that delivers
+                self._failure = error
+            part.jobs -= 1
 
-        job = Job(torch.from_numpy(waveform), self._options, self._spoken, deliver)
+        def fail(error: Exception) -> None:
+            del self._jobs[job]
+            self._failure = error
+
+        job = Job(torch.from_numpy(waveform), self._options, self._spoken, deliver, fail)
         self._jobs[job] = window.duration
+        part.jobs += 1
         self._loop.submit(job)
 
     def _accept(
-        self, window: Window, waveform: NDArray[np.float32], speech: list[Segment], round_: int, decoded: Decoded
+        self,
+        part: _Part,
+        window: Window,
+        waveform: NDArray[np.float32],
+        speech: list[Segment],
+        round_: int,
+        decoded: Decoded,
     ) -> None:
         """Keep a window's text, and queue again what it left out."""
         written = passages(decoded, self._loop.vocabulary.timestamp_begin, window.duration)
-        self._found += [(window, decoded, passage, speech) for passage in written]
+        part.found += [(window, decoded, passage, speech) for passage in written]
         covered = [Segment(passage.start, passage.end) for passage in written]
         for hole in holes(window.speech_inside(speech), covered, self._windows):
-            part = window.cut(hole.start, hole.end)
+            rest = window.cut(hole.start, hole.end)
             # A window that came back empty would come back empty again.
-            if round_ < _ROUNDS and part.duration < window.duration - self._windows.min_hole_s:
+            if round_ < _ROUNDS and rest.duration < window.duration - self._windows.min_hole_s:
                 samples = waveform[round(hole.start * SAMPLE_RATE_HZ) : round(hole.end * SAMPLE_RATE_HZ)]
-                self._submit(part, samples, speech, round_ + 1)
+                self._submit(part, rest, samples, speech, round_ + 1)
             else:
-                self._unheard += part.pieces
+                self._unheard += rest.pieces

@@ -29,6 +29,8 @@ class Work:
     known_speakers: tuple[KnownSpeaker, ...] = ()
     partials: bool = False
     """Whether text is wanted as it is found."""
+    name: str = ""
+    """What messages call the recording; empty: "the input"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,277 @@
+"""The worker process: owns the models and computes. Started by `process.WorkerProcess`, never by hand.
+
+Threads: the main one computes, one piece of work after the other, as the scheduler says; one receives commands; one
+says every heartbeat how the computing thread is; each request has one that reads its sound ahead; one does what can be
+done beside the computing. When the engine's end of the pipe closes, the process is over at once.
+"""
+
+import ctypes
+import logging
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diarist.audio import sandbox_layers
+from diarist.engine.intake import Intake
+from diarist.engine.messages import EngineInfo
+from diarist.engine.pipe import Channel
+from diarist.engine.scheduler import Loop, Scheduler
+from diarist.engine.task import Transcription, worded
+from diarist.engine.wire import (
+    Begin,
+    Blackboard,
+    Cancel,
+    Command,
+    Failed,
+    LaneName,
+    Loaded,
+    LoadFailed,
+    Opened,
+    Parked,
+    Pulse,
+    Setup,
+)
+from diarist.errors import CancelledError, DiaristError
+from diarist.pipeline import Pipeline
+
+_PR_SET_PDEATHSIG = 1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """The beginning of a request's sound is there, or the error instead of it."""
+
+    begin: Begin
+    error: DiaristError | None
+
+
+_WAKE = None  # put into the inbox so that the computing thread looks around
+
+
+class Worker:
+    """The computing thread's side of it.
+
+    Args:
+        pipeline: The models, loaded.
+        setup: As the engine wants it.
+        tell: Sends a report.
+        put_up: Told which requests the coming piece of work is about.
+    """
+
+    def __init__(
+        self, pipeline: Any, setup: Setup, tell: Callable[[Any], None], put_up: Callable[[Iterable[str]], None]
+    ) -> None:
+        self._pipeline, self._setup, self._tell, self._put_up = pipeline, setup, tell, put_up
+        self._inbox: queue.SimpleQueue[Command | _Arrived | None] = queue.SimpleQueue()
+        self._intakes: dict[str, Intake] = {}
+        self._scheduler = Scheduler(self._make_loop, self._at)
+        self._aside = ThreadPoolExecutor(1, "aside")
+        self._thread_clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._units = 0
+        self._since = 0.0  # when the present piece of work began; 0 between two
+        self._audio_s = 0.0
+
+    def put(self, command: Command) -> None:
+        """Take a command, from any thread."""
+        self._inbox.put(command)
+
+    def pulse(self) -> Pulse:
+        """How it is, for any thread to tell."""
+        since = self._since
+        return Pulse(
+            units=self._units,
+            busy_s=time.monotonic() - since if since else 0.0,
+            compute_cpu_s=time.clock_gettime(self._thread_clock),
+            counters=self._counters(),
+        )
+
+    def run(self) -> None:
+        """Compute for ever."""
+        while True:
+            self._handle_all(wait=False)
+            if not self._scheduler.run_once():
+                self._handle_all(wait=True)
+
+    def _counters(self) -> dict[str, float]:
+        lanes = list(self._scheduler.lanes.values())
+        return {
+            "audio_seconds": self._audio_s,
+            "compute_seconds": self._scheduler.compute_s,
+            "decode_steps": sum(lane.steps for lane in lanes),
+            "decode_rows": sum(lane.rows_used for lane in lanes),
+            "oom_halvings": sum(lane.halvings for lane in lanes),
+            "rss_bytes": _resident_bytes(),
+        }
+
+    def _make_loop(self, name: LaneName) -> Loop:
+        main = self._pipeline.recognizer.loop
+        if name == "express":
+            return main  # type: ignore[no-any-return]
+        if name == "solo":
+            return main.sibling(1, 1)  # type: ignore[no-any-return]
+        return main.sibling(main.rows, 1)  # type: ignore[no-any-return]  # encoding one window at a time: short steps
+
+    def _at(self, ids: Iterable[str]) -> None:
+        ids = list(ids)
+        self._put_up(ids)
+        self._units += 1
+        self._since = time.monotonic() if ids else 0.0
+
+    def _handle_all(self, *, wait: bool) -> None:
+        try:
+            self._handle(self._inbox.get(block=wait))
+            while True:
+                self._handle(self._inbox.get_nowait())
+        except queue.Empty:
+            return
+
+    def _handle(self, message: Command | _Arrived | None) -> None:
+        match message:
+            case Begin():
+                self._intakes[message.id] = Intake(
+                    message.work,
+                    self._setup.limits,
+                    opened=lambda error: self._inbox.put(_Arrived(message, error)),
+                    more=lambda: self._inbox.put(_WAKE),
+                )
+            case Cancel():
+                self._cancel(message.id)
+            case _Arrived():
+                self._admit(message.begin, message.error)
+
+    def _admit(self, begin: Begin, error: DiaristError | None) -> None:
+        intake = self._intakes.pop(begin.id, None)
+        if intake is None:  # cancelled meanwhile
+            return
+        if error is not None:
+            self._tell(Failed(begin.id, error))
+            return
+        if intake.long and not begin.long:
+            intake.close()
+            self._tell(Parked(begin.id, intake.seconds))
+            return
+        lane: LaneName = "solo" if begin.solo else "bulk" if intake.long else "express"
+        try:
+            loop = self._scheduler.lane(lane).loop
+        except (MemoryError, RuntimeError) as no_room:  # a lane's cache is made when it is first needed
+            intake.close()
+            self._tell(Failed(begin.id, worded(no_room)))
+            return
+        self._tell(Opened(begin.id, intake.seconds))
+        task = Transcription(
+            begin.id,
+            begin.work,
+            intake,
+            self._pipeline,
+            loop,
+            self._aside,
+            self._tell,
+            wake=lambda: self._inbox.put(_WAKE),
+            done=self._count,
+        )
+        self._scheduler.lane(lane).tasks.append(task)
+
+    def _cancel(self, id_: str) -> None:
+        intake = self._intakes.pop(id_, None)
+        if intake is not None:
+            intake.close()
+            self._tell(Failed(id_, CancelledError("the request was cancelled")))
+        self._scheduler.cancel(id_)
+
+    def _count(self, seconds: float) -> None:
+        self._audio_s += seconds
+
+
+def main(make_pipeline: Callable[..., Any] = Pipeline) -> None:
+    """Serve until the engine hangs up.
+
+    Args:
+        make_pipeline: Makes the models from `Setup.pipeline`; tests give another.
+    """
+    _die_with_parent()
+    channel = Channel.from_descriptor(int(sys.argv[1]))
+    blackboard = Blackboard(int(sys.argv[2]))
+    setup: Setup = channel.receive()
+    beat = _Heart(channel, setup.heartbeat_s)
+    try:
+        pipeline = make_pipeline(**setup.pipeline)
+        info = describe(pipeline)
+    except DiaristError as error:
+        channel.send(LoadFailed(str(error)))
+        return
+    worker = Worker(pipeline, setup, channel.send, blackboard.write)
+    threading.Thread(target=_receive, args=(channel, worker), name="commands", daemon=True).start()
+    beat.pulse = worker.pulse
+    channel.send(Loaded(info, pipeline.recognizer.loop.rows))
+    try:
+        worker.run()
+    except Exception:  # noqa: BLE001 - whatever it was
+        _log.exception("the worker cannot go on")
+        os._exit(70)  # at once: what the accelerator still writes is not to be trusted
+
+
+def describe(pipeline: Any) -> EngineInfo:
+    """What a pipeline can do."""
+    vocabulary = pipeline.recognizer.loop.vocabulary
+    return EngineInfo(
+        models=pipeline.models,
+        languages=tuple(vocabulary.languages) if vocabulary.multilingual else ("en",),
+        multilingual=vocabulary.multilingual,
+        diarizes=pipeline.diarizes,
+        assists=pipeline.models.get("assistant") is not None,
+        device=pipeline.compute.name,
+        sandbox=sandbox_layers(),
+    )
+
+
+class _Heart:
+    """The thread that says how the worker is. `pulse` may be replaced at any time."""
+
+    def __init__(self, channel: Channel, heartbeat_s: float) -> None:
+        self.pulse: Callable[[], Pulse] = Pulse
+        self._channel, self._heartbeat_s = channel, heartbeat_s
+        threading.Thread(target=self._run, name="heart", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._channel.send(self.pulse())
+            except OSError:
+                os._exit(0)
+            time.sleep(self._heartbeat_s)
+
+
+def _receive(channel: Channel, worker: Worker) -> None:
+    while True:
+        try:
+            worker.put(channel.receive())
+        except EOFError:
+            os._exit(0)  # whatever the computing thread is at; decoders die of their broken pipes
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process with the thread that started it, even if it is stopped."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _resident_bytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return float(pages * resource.getpagesize())
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main()
