@@ -262,7 +262,13 @@ def transcribe(
         typer.Option(envvar="DIARIZATION_MODEL", help="Diarization pipeline: a name or path. [default]"),
     ] = None,
     assistant_model: Annotated[
-        str | None, typer.Option(envvar="ASSISTANT_MODEL", help="Small recognition model that drafts for the main one.")
+        str | None,
+        typer.Option(
+            "--assistant",
+            "--assistant-model",
+            envvar="ASSISTANT_MODEL",
+            help="Small model that drafts for the main one: a name, hub id, path or ngram. The text is the same.",
+        ),
     ] = None,
     language: Annotated[
         str | None, typer.Option("--language", "-l", help="What is spoken: en, de, ...; auto detects it. [auto]")

@@ -264,16 +264,9 @@ class DecodingLoop:
         first = len(self._active)
         self._active += jobs
         self._rules = RuleState.join([self._rules, self._fresh_rules(jobs)])
-        windows, states = self._encode(jobs, self._cache, first)
-        if self._drafter is not None and self.assistant is not None:
-            wanted = [self._admits(job, self.assistant) for job in jobs]
-            if any(wanted):
-                self._drafter.admit(first, windows, states)
-            for job, admitted in zip(jobs, wanted, strict=True):
-                job.admitted = admitted
+        self._encode(jobs, self._cache, first)
 
-    def _encode(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> tuple[Tensor, Tensor]:
-        """Fill rows of a cache; the windows, (n, samples), and their encoder states, (n, f, n_audio_state)."""
+    def _encode(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> None:
         windows = pad_windows([job.waveform for job in jobs], self.compute.device)
         states = self._encoder(self._features(windows))
         self._decoder.fill_cross_attention(states, cache, first)
@@ -282,7 +275,11 @@ class DecodingLoop:
             job.prompt = self._prompt(job)
         for start, stop in _equal_runs([len(job.prompt) for job in jobs]):
             self._read_prompts(jobs[start:stop], cache, slice(first + start, first + stop))
-        return windows, states
+        if cache is self._cache and self._drafter is not None and self.assistant is not None:
+            for job in jobs:
+                job.admitted = self._admits(job, self.assistant)
+            if any(job.admitted for job in jobs):
+                self._drafter.admit(first, windows, states)
 
     def _search(self, job: Job) -> None:
         """Decode one window by beam search, in a cache of its own."""
@@ -474,7 +471,11 @@ class DecodingLoop:
 
         def passes(tokens: int) -> float:
             drafts = torch.full((len(self._active), tokens - 1), text[0], device=self.compute.device)
-            return measured(lambda: choose(*self._read(drafts), self.vocabulary).tokens.tolist())
+
+            def write() -> None:
+                choose(*self._read(drafts), self.vocabulary).tokens.tolist()  # waits for the device
+
+            return measured(write)
 
         def drafted() -> float:
             rows = [DraftRow([self.vocabulary.start, *text], MAX_DRAFT, Phrases()) for _ in self._active]

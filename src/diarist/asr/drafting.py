@@ -232,7 +232,10 @@ class _DecoderDrafter:
         drafts = torch.stack(drafted, dim=1).tolist()
         for row, (text, draft) in enumerate(zip(texts, drafts, strict=True)):
             self._read[row] = [*text, *draft[:-1]] if text else []
-        return [self._in_main(draft)[: row.length] if text else [] for row, text, draft in zip(rows, texts, drafts, strict=True)]
+        return [
+            self._in_main(draft)[: row.length] if text else []
+            for row, text, draft in zip(rows, texts, drafts, strict=True)
+        ]
 
     def _in_main(self, draft: list[int]) -> list[int]:
         end = self._of.vocabulary.end
