@@ -157,6 +157,8 @@ def toy_options(number: int, room: int, **changes) -> list[DecodingOptions]:
         assisted=True,
     )  # fmt: skip
     return [
-        dataclasses.replace(plain, timestamps=index % 3 != 2, initial_prompt="abcdefghijklmnopqr"[: index + 1], **changes)
+        dataclasses.replace(
+            plain, timestamps=index % 3 != 2, initial_prompt="abcdefghijklmnopqr"[: index + 1], **changes
+        )
         for index in range(number)
     ]

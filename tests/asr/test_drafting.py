@@ -39,7 +39,10 @@ def texts(loop, options, decoded):
     found = []
     for option, one in zip(options, decoded, strict=True):
         prompt = loop.vocabulary.prompt(
-            "en", "transcribe", timestamps=option.timestamps, previous=loop.vocabulary.encode(" " + option.initial_prompt)
+            "en",
+            "transcribe",
+            timestamps=option.timestamps,
+            previous=loop.vocabulary.encode(" " + option.initial_prompt),
         )
         found.append([*prompt, *one.tokens, *([loop.vocabulary.end] if one.complete else [])])
     return found
@@ -131,7 +134,9 @@ def test_rows_with_and_without_drafts_share_a_batch(toy):
 
 def test_sampled_rows_are_not_drafted_for(toy):
     checkpoint, windows, options, *_ = toy
-    doubtful = dataclasses.replace(options[0], temperatures=(0.0, 0.7, 1.0), logprob_threshold=0.0, no_speech_threshold=1.0)
+    doubtful = dataclasses.replace(
+        options[0], temperatures=(0.0, 0.7, 1.0), logprob_threshold=0.0, no_speech_threshold=1.0
+    )
     plain = run(toy_loop(checkpoint, 1), windows[:1], doubtful)
     assistance = Assistance()
     assistant = DecoderAssistant(some_layers(checkpoint, [0]), checkpoint, EXACT)

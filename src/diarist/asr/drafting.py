@@ -19,7 +19,7 @@ from diarist.asr.network import Decoder, DecoderCache, Encoder
 from diarist.asr.planning import Phrases
 from diarist.asr.rules import RuleState, choose
 from diarist.asr.text import Vocabulary
-from diarist.compute import Compute, linear
+from diarist.compute import Compute, linear, rough
 from diarist.errors import OptionError
 from diarist.models import WhisperCheckpoint
 
@@ -160,13 +160,13 @@ class DecoderAssistant:
         self.expected = 0.75
         self.encoder = None if shared else Encoder(dims, checkpoint.tensors, compute)
         self.features = None if shared else LogMel(dims.n_mels, compute.device)
-        self.decoder = Decoder(dims, checkpoint.tensors, compute)
+        self.decoder = Decoder(dims, checkpoint.tensors, rough(compute))
         self.borrowed = _equal_cross_attention(checkpoint, main) if shared else {}
         self.numbers = _drafted_tokens(self.vocabulary, checkpoint.suppress_tokens).to(compute.device)
         first_stamp = len(self.numbers) - 1501
         self.layout = _Frequent(first_stamp - 1, first_stamp)
         embedding = checkpoint.tensors["decoder.token_embedding.weight"]
-        self.logits = linear(embedding[self.numbers.to(embedding.device)], None, compute)
+        self.logits = linear(embedding[self.numbers.to(embedding.device)], None, rough(compute))
 
     def serves(self, language: str, task: str) -> bool:
         return self.mapping.serves(language, task)
