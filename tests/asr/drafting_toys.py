@@ -130,12 +130,12 @@ class Scripted:
     def move(self, source, target):
         pass
 
-    def draft(self, rows, rules, length):
+    def draft(self, rows, rules, worth):
         drafts = []
         for row in rows:
             read = len(row.text)
             told = next((text for text in self.texts if text[:read] == list(row.text)), list(row.text))
-            draft = told[read : read + min(length, row.length)]
+            draft = told[read : read + row.length]
             wrong = self.lie(next(self.given))
             if wrong is not None and wrong < len(draft):
                 draft[wrong] = (draft[wrong] + 1) % 256

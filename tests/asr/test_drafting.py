@@ -7,6 +7,7 @@ import torch
 from drafting_toys import (
     CHEAP,
     DEAR,
+    EXACT,
     Scripted,
     run,
     some_layers,
@@ -18,16 +19,15 @@ from drafting_toys import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diarist.asr.decoding import DecodingLoop
+from diarist.asr.decoding import DecodingLoop, Job, SpokenLanguage
 from diarist.asr.drafting import DecoderAssistant, NgramAssistant, shares_encoder
+from diarist.asr.features import pad_windows
 from diarist.asr.options import DecodingOptions
 from diarist.asr.planning import MAX_DRAFT, Assistance
 from diarist.asr.rules import RuleState
 from diarist.compute import choose as choose_compute
 from diarist.errors import OptionError
 from diarist.models import load_whisper
-
-from drafting_toys import EXACT  # isort: skip
 
 
 def said(decoded):
@@ -150,8 +150,6 @@ def test_a_loop_that_restarts_forgets_its_drafts(toy):
     checkpoint, windows, options, plain, *_ = toy
     loop = toy_loop(checkpoint, 4, DecoderAssistant(some_layers(checkpoint, [1, 0]), checkpoint, EXACT))
     results = {}
-    from diarist.asr.decoding import Job, SpokenLanguage
-
     for index, (window, option) in enumerate(zip(windows, options, strict=True)):
         loop.submit(Job(window, option, SpokenLanguage("en"), lambda d, i=index: results.setdefault(i, d)))
     for _ in range(4):
@@ -171,8 +169,7 @@ def test_siblings_have_drafters_of_their_own(toy):
 
 
 def test_calibration_measures_every_part(toy):
-    checkpoint, windows, options, plain, *_ = toy
-    assistant = DecoderAssistant(some_layers(checkpoint, [0]), checkpoint, EXACT)
+    checkpoint = toy[0]
     short = dataclasses.replace(checkpoint.dims, n_text_ctx=80)
     tensors = dict(checkpoint.tensors) | {"decoder.positional_embedding": torch.randn(80, 8, dtype=torch.float64)}
     roomy = dataclasses.replace(checkpoint, dims=short, tensors=tensors)
@@ -181,7 +178,6 @@ def test_calibration_measures_every_part(toy):
     assert all(seconds > 0 for row in loop.costs.passes for seconds in row)
     assert all(seconds > 0 for seconds in loop.costs.drafts)
     assert loop.active == loop.pending == 0
-    assert assistant.encodes is False
 
 
 # --- what an assistant shares with the main model ---
@@ -323,8 +319,6 @@ def test_bfloat16_differs_only_where_two_tokens_tie(real_loop, checkpoint, speec
 def margin(loop, waveform, tokens, candidates):
     """By how much one of two tokens wins after a text; a timestamp competes with all timestamps together."""
     vocabulary = loop.vocabulary
-    from diarist.asr.features import pad_windows
-
     states = loop._encoder(loop._features(pad_windows([torch.from_numpy(waveform)], loop.compute.device)))
     loop._decoder.fill_cross_attention(states, loop._cache, 0)
     text = torch.tensor([[*vocabulary.prompt("en", "transcribe", timestamps=True), *tokens]])

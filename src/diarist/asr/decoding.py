@@ -37,7 +37,7 @@ from diarist.asr.features import (
 )
 from diarist.asr.network import Decoder, DecoderCache, Encoder
 from diarist.asr.options import DecodingOptions
-from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, draft_length, pays
+from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, pays, plan
 from diarist.asr.rules import RuleState, choose, sample, suppression_bias
 from diarist.asr.text import Vocabulary
 from diarist.compute import Compute, linear
@@ -50,7 +50,7 @@ _ADMITTED = 4.0  # outcomes of drafts that what is known of a recording counts f
 _TOKENS_PER_S = 4.0  # of speech, about
 _CALIBRATED_TOKENS = (1, 3, MAX_DRAFT + 1)
 _CALIBRATION_S = 0.8
-_CALIBRATION_POSITION = 60
+_CALIBRATION_POSITION = 24
 _TIMESTAMP_SLACK = 25  # encoder positions, half a second: timestamps are often off by a few tenths
 
 
@@ -376,16 +376,16 @@ class DecodingLoop:
             for job in self._active
         ]
         least = int(any(job.options.assisted is True for job, some in zip(self._active, most, strict=True) if some))
-        length = draft_length(agreement, most, self.costs, least=least)
-        if not length:
+        planned = plan(agreement, most, self.costs, least=least)
+        if not planned.length:
             return nothing
         rows = [
             DraftRow([*job.prompt, *job.tokens], some, job.assistance.phrases)
             for job, some in zip(self._active, most, strict=True)
         ]
-        drafts = self._drafter.draft(rows, self._rules, length)
-        length = draft_length(agreement, [len(draft) for draft in drafts], self.costs, sunk=True, least=least)
-        return [draft[:length] for draft in drafts]
+        drafts = self._drafter.draft(rows, self._rules, planned.worth)
+        read = plan(agreement, [len(draft) for draft in drafts], self.costs, sunk=True, least=least).length
+        return [draft[:read] for draft in drafts]
 
     def _most_drafted(self, job: Job, fits: int) -> int:
         """How many drafted tokens a row can use: its last one is always the main model's."""
@@ -478,9 +478,10 @@ class DecodingLoop:
             return measured(write)
 
         def drafted() -> float:
-            rows = [DraftRow([self.vocabulary.start, *text], MAX_DRAFT, Phrases()) for _ in self._active]
             length = 4
-            return measured(lambda: drafter.draft(rows, self._rules, length)) / length
+            rows = [DraftRow([self.vocabulary.start, *text], length, Phrases()) for _ in self._active]
+            drafter.draft(rows, self._rules, 0.0)  # reads the text
+            return measured(lambda: drafter.draft(rows, self._rules, 0.0)) / length
 
         windows = torch.zeros(1, WINDOW_SAMPLES, device=self.compute.device)
         states = torch.zeros(

@@ -58,13 +58,13 @@ class Drafter(Protocol):
     def move(self, source: int, target: int) -> None:
         """One row has taken the place of another."""
 
-    def draft(self, rows: Sequence[DraftRow], rules: RuleState, length: int) -> list[list[int]]:
+    def draft(self, rows: Sequence[DraftRow], rules: RuleState, worth: float) -> list[list[int]]:
         """Guess what comes next.
 
         Args:
             rows: All rows in use.
             rules: Their state.
-            length: Tokens wanted at most, also of rows that could use more.
+            worth: Nothing more is worth drafting once so few of the next tokens of all rows are expected to be right.
 
         Returns:
             For each row tokens of the main model, maybe none; nothing follows the end of the text.
@@ -117,17 +117,14 @@ class _NgramDrafter:
     def move(self, source: int, target: int) -> None:
         self._phrases[target] = self._phrases[source]
 
-    def draft(self, rows: Sequence[DraftRow], rules: RuleState, length: int) -> list[list[int]]:  # noqa: ARG002
+    def draft(self, rows: Sequence[DraftRow], rules: RuleState, worth: float) -> list[list[int]]:  # noqa: ARG002
         drafts = []
         for index, row in enumerate(rows):
             mine = self._phrases[index]
             if len(mine) > len(row.text):  # the row has begun again
                 mine = self._phrases[index] = Phrases()
-            before = row.text[: len(mine)], row.text[len(mine) :]
-            most = min(length, row.length)
-            mine.add(before[1][:-1])  # all but the last: a phrase that ends here has nothing after it yet
-            found = mine.follow(row.text, most) if most else []
-            drafts.append(found or (row.earlier.follow(row.text, most) if most else []))
+            mine.add(row.text[len(mine) : -1])  # all but the last: a phrase that ends here has nothing after it yet
+            drafts.append(mine.follow(row.text, row.length) or row.earlier.follow(row.text, row.length))
         return drafts
 
 
@@ -209,8 +206,9 @@ class _DecoderDrafter:
         self._cache.move_row(source, target, len(self._read[source]))
         self._read[target] = self._read[source]
 
-    def draft(self, rows: Sequence[DraftRow], rules: RuleState, length: int) -> list[list[int]]:
+    def draft(self, rows: Sequence[DraftRow], rules: RuleState, worth: float) -> list[list[int]]:
         assistant, device = self._of, self._of.compute.device
+        length = max(row.length for row in rows)
         texts = [assistant.mapping.forward(row.text) if row.length else [] for row in rows]
         room = assistant.dims.n_text_ctx - length - _AT_ONCE
         texts = [text if len(text) < room else [] for text in texts]
@@ -219,16 +217,19 @@ class _DecoderDrafter:
         hidden = self._catch_up(texts)
         positions = torch.tensor([len(text) for text in texts], device=device)
         reach = max(len(text) for text in texts)
-        drafted = []
-        for step in range(1, length + 1):
-            chosen = choose(assistant.logits(hidden), rules, assistant.layout).tokens
-            tokens = assistant.numbers[chosen]
+        right = torch.tensor([float(bool(text)) for text in texts], device=device)  # that all so far are, probably
+        drafted: list[Tensor] = []
+        while True:
+            choice = choose(assistant.logits(hidden), rules, assistant.layout)
+            tokens = assistant.numbers[choice.tokens]
             drafted.append(tokens)
-            if step < length:
-                rules = rules.after(chosen, assistant.layout.timestamp_begin)
-                every = slice(0, len(rows))
-                hidden = assistant.decoder(tokens[:, None], positions, self._cache, every, reach + step)[:, 0]
-                positions = positions + 1
+            right = right * choice.logprobs().exp()
+            if len(drafted) == length or float(right.sum()) < worth:
+                break
+            rules = rules.after(choice.tokens, assistant.layout.timestamp_begin)
+            every = slice(0, len(rows))
+            hidden = assistant.decoder(tokens[:, None], positions, self._cache, every, reach + len(drafted))[:, 0]
+            positions = positions + 1
         drafts = torch.stack(drafted, dim=1).tolist()
         for row, (text, draft) in enumerate(zip(texts, drafts, strict=True)):
             self._read[row] = [*text, *draft[:-1]] if text else []

@@ -136,33 +136,44 @@ class Assistance:
         }
 
 
-def draft_length(
-    agreement: Sequence[float], most: Sequence[int], costs: Costs, *, sunk: bool = False, least: int = 0
-) -> int:
-    """How many tokens to draft for the rows of a batch before the next pass of the main decoder.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many tokens to draft for the rows of a batch before the next pass of the main decoder."""
 
-    All rows are run at once and padded to the longest, so one number serves all of them: the one that promises the most
-    tokens per second. A row whose next token is right with probability p writes 1 + p + p^2 + ... + p^k of them.
+    length: int
+    """Tokens a row at most; 0: none."""
+    worth: float = 0.0
+    """Draft one more only while so many of the batch's next drafted tokens are expected to be right: below, the seconds
+    that it takes to draft and to read them are better spent on tokens at the rate that is planned."""
+
+
+def plan(agreement: Sequence[float], most: Sequence[int], costs: Costs, *, sunk: bool = False, least: int = 0) -> Plan:
+    """The number of tokens that promises the most tokens per second.
+
+    All rows are run at once and padded to the longest, so one number serves all of them. A row whose next token is
+    right with probability p writes 1 + p + p^2 + ... + p^k of them.
 
     Args:
         agreement: Of each row, the probability that its next drafted token is right.
         most: Of each row, how many tokens it can use; 0 if it is not drafted for.
         costs: Of the hardware.
         sunk: The drafts exist already and only verifying them costs anything.
-        least: Answer at least this, even if it does not pay.
+        least: Draft at least this, even if it does not pay.
     """
     n = len(most)
     draft = 0.0 if sunk else costs.draft(n)
-    best, best_rate = 0, n / costs.verify(n, 1) * _MARGIN
+    length, best_rate = 0, n / costs.verify(n, 1) * _MARGIN
     reached, expected = [1.0] * n, float(n)
-    for length in range(1, max(most, default=0) + 1):
+    for tokens in range(1, max(most, default=0) + 1):
         for row in range(n):
-            reached[row] = reached[row] * agreement[row] if length <= most[row] else 0.0
+            reached[row] = reached[row] * agreement[row] if tokens <= most[row] else 0.0
         expected += sum(reached)
-        rate = expected / (length * draft + costs.verify(n, 1 + length))
-        if rate > best_rate or (length <= least and length > best):
-            best, best_rate = length, rate
-    return best
+        rate = expected / (tokens * draft + costs.verify(n, 1 + tokens))
+        if rate > best_rate or (tokens <= least and tokens > length):
+            length, best_rate = tokens, rate
+    if not length:
+        return Plan(0)
+    return Plan(length, best_rate * (draft + costs.verify(n, 1 + length) - costs.verify(n, length)))
 
 
 def pays(agreement: float, tokens: float, rows: int, costs: Costs) -> bool:
@@ -174,7 +185,7 @@ def pays(agreement: float, tokens: float, rows: int, costs: Costs) -> bool:
         rows: Rows that will be decoded together with it, itself included.
         costs: Of the hardware.
     """
-    length = draft_length([agreement] * rows, [MAX_DRAFT] * rows, costs)
+    length = plan([agreement] * rows, [MAX_DRAFT] * rows, costs).length
     if not length:
         return False
     expected = sum(agreement**k for k in range(length + 1))
