@@ -48,7 +48,7 @@ def texts(loop, options, decoded):
     return found
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     layers=st.integers(1, 3),
@@ -223,7 +223,7 @@ def tiny_en(tiny_en_model):
 def speech(utterances, sample_waveform):
     """Short and long windows, so that rows end at different times."""
     chosen = sorted((waveform for waveform, _ in utterances.values()), key=len)
-    return [sample_waveform, *chosen[:10:2], chosen[len(chosen) // 2]]
+    return [sample_waveform, *chosen[:10:2]]
 
 
 class RememberingEncoder:
