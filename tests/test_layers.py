@@ -7,7 +7,7 @@
 | 2 | asr, diarization |
 | 3 | attribution, transcript, formats |
 | 4 | pipeline |
-| 5 | engine, original |
+| 5 | engine, original, distillation |
 | 6 | server, handler, deploy |
 | 7 | cli |
 """
@@ -26,7 +26,7 @@ RANKS = {
     **dict.fromkeys(("asr", "diarization"), 2),
     **dict.fromkeys(("attribution", "transcript", "formats"), 3),
     "pipeline": 4,
-    **dict.fromkeys(("engine", "original"), 5),
+    **dict.fromkeys(("engine", "original", "distillation"), 5),
     **dict.fromkeys(("server", "handler", "deploy"), 6),
     "cli": 7,
     "__main__": 8,

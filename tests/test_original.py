@@ -296,3 +296,9 @@ def test_both_lists_hold_the_whole_text(parts):
         assert all(isinstance(time, float) for part in reply[name] for time in part["timestamp"])
     assert reply["text"] == join_words(words)
     json.dumps(reply, allow_nan=False)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_assisting_is_left_to_the_engine_unless_the_caller_says(sent):
+    assert original.parse({"assisted": sent}).options()["assisted"] is sent
+    assert "assisted" not in original.parse({}).options()

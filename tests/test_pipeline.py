@@ -20,6 +20,11 @@ def pipeline(base_model, segmentation_model, embedding_model, plda_model):
     return Pipeline(language="en", offline=True)
 
 
+def read_waveform(wav) -> np.ndarray:
+    with wave.open(str(wav)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+
+
 def spoken(stm) -> list[tuple[float, str, str]]:
     """Start, speaker and words of each line, in order."""
     lines = [line.split(None, 5) for line in stm.read_text(encoding="utf-8").splitlines() if not line.startswith(";")]
@@ -155,6 +160,29 @@ def test_a_caller_who_stops_leaves_the_pipeline_usable(pipeline, sample_recordin
     with pytest.raises(StopHereError):
         pipeline(sample_recording.wav, progress=stop)
     assert pipeline(sample_recording.wav, diarize=False).text
+
+
+def test_an_assistant_changes_no_word(base_model, tiny_en_model, segmentation_model, sample_recording):
+    """In float32, and the transcript says what came of it."""
+    assisted = Pipeline(diarization_model=None, assistant_model="tiny.en", language="en", dtype="float32", offline=True)
+    waveform = read_waveform(sample_recording.wav)[: 12 * 16_000]
+    alone, helped = assisted(waveform, assisted=False), assisted(waveform, assisted=True)
+    assert [word.text for word in helped.words] == [word.text for word in alone.words]
+    assert len(helped.words) > 10
+    about, idle = helped.models["assistant"], alone.models["assistant"]
+    assert (about["name"], about["assisted"], about["chosen"]) == ("tiny.en", True, "assisted")
+    assert about["acceptance_rate"] > 0.4
+    assert about["tokens_per_pass"] > 1.5
+    assert (idle["assisted"], idle["chosen"], idle["tokens_per_pass"]) == (False, "not assisted", 1.0)
+    assert Transcript.from_json(helped.to_json()) == helped
+    assert assisted(waveform[: 16_000 * 3], language="de", assisted="auto").models["assistant"]["assisted_passes"] == 0
+
+
+def test_without_an_assistant_nobody_can_be_assisted(pipeline, sample_recording):
+    with pytest.raises(OptionError, match="no assistant") as error:
+        pipeline(sample_recording.wav, assisted=True)
+    assert error.value.param == "assisted"
+    assert pipeline.models["assistant"] is None
 
 
 def test_errors_name_their_cause(pipeline, tmp_path):

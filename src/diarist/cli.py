@@ -35,6 +35,8 @@ from diarist.errors import DiaristError, ModelNotFoundError, OptionError
 from diarist.formats import FORMATS, line, one_line
 
 if TYPE_CHECKING:
+    from diarist.distillation.distill import Progress as Distilling
+    from diarist.distillation.training import Measurement
     from diarist.pipeline import Pipeline, Progress
     from diarist.settings import Settings
     from diarist.transcript import Transcript
@@ -260,7 +262,13 @@ def transcribe(
         typer.Option(envvar="DIARIZATION_MODEL", help="Diarization pipeline: a name or path. [default]"),
     ] = None,
     assistant_model: Annotated[
-        str | None, typer.Option(envvar="ASSISTANT_MODEL", help="Small recognition model that drafts for the main one.")
+        str | None,
+        typer.Option(
+            "--assistant",
+            "--assistant-model",
+            envvar="ASSISTANT_MODEL",
+            help="Small model that drafts for the main one: a name, hub id, path or ngram. The text is the same.",
+        ),
     ] = None,
     language: Annotated[
         str | None, typer.Option("--language", "-l", help="What is spoken: en, de, ...; auto detects it. [auto]")
@@ -591,6 +599,146 @@ def _pipeline_options(settings: "Settings") -> dict[str, Any]:
         "cache_dir": settings.cache_dir,
         "batch_size": settings.batch_size,
     }
+
+
+# --- distill --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def distill(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Recordings of speech, or folders of them; no texts needed.")
+    ],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the assistant.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", envvar="ASR_MODEL", help="Main model: a name, hub id or path. [base]"),
+    ] = None,
+    layers: Annotated[int, typer.Option(min=1, max=2, help="Decoder layers of the assistant.")] = 2,
+    minutes: Annotated[float, typer.Option(help="Time to take in all.")] = 60.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps at most. (as many as there is time for)")
+    ] = None,
+    mixes: Annotated[int, typer.Option(min=0, help="How often the sound is cut and joined anew.")] = 4,
+    held_out: Annotated[float, typer.Option(help="Share of the recordings to measure by.")] = 0.2,
+    held_out_files: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Recordings, or folders, to measure by instead; repeatable."),
+    ] = None,
+    language: Annotated[str | None, typer.Option("--language", "-l", help="What is spoken. (detected)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    device: Annotated[str | None, typer.Option(envvar="DIARIST_DEVICE", help="auto, cpu or cuda. [auto]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(envvar="DIARIST_DTYPE", help="auto, float32, bfloat16, float16 or int8. [auto]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Make an assistant for a recognition model, which speeds it up, from recordings alone.
+
+    It learns to draft what the model itself writes. Ctrl-C keeps what was done: --resume goes on.
+    """
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        settings = configuration.load(asr_model=model, device=device, dtype=dtype)
+        measured = _recordings(held_out_files or ())
+        recordings = _recordings(files)
+        from diarist.distillation import distill as distillation  # noqa: PLC0415 (torch is slow to import)
+        from diarist.distillation.training import TrainingOptions  # noqa: PLC0415 (torch is slow to import)
+
+        options = distillation.DistillOptions(
+            layers=layers,
+            language=None if language == "auto" else language,
+            held_out=held_out,
+            held_out_files=tuple(measured),
+            mixes=mixes,
+            training=TrainingOptions(steps=steps, minutes=minutes, seed=seed),
+        )
+        with _fetching(quiet=quiet) as progress:
+            pulled: dict[str, Any] = {
+                "offline": settings.offline,
+                "token": settings.token,
+                "cache_dir": settings.cache_dir,
+            }
+            models.resolve(settings.asr_model, "asr", progress=progress, **pulled)
+        with _distilling(quiet=quiet) as report:
+            made = distillation.distill(
+                settings.asr_model,
+                recordings,
+                output,
+                options,
+                device=settings.device,
+                dtype=settings.dtype,
+                resume=resume,
+                report=report,
+                **pulled,
+            )
+        for warning in () if quiet else made.warnings:
+            _say(f"warning: {warning}", "yellow")
+        if not quiet:
+            _say(
+                f"{made.folder}: {_quality(made.best)}; {made.examples} windows of {made.speech_s / 60:.0f} min of speech"
+            )
+            _say(f"{made.folder / distillation.WORK} is needed only to go on with --resume")
+        typer.echo(made.folder)
+
+
+def _recordings(arguments: Iterable[str]) -> list[Path]:
+    """The files that the arguments name.
+
+    Raises:
+        OptionError: One of them names none.
+    """
+    jobs, failures = _jobs(arguments)
+    if failures or any(job.source is None for job in jobs):
+        raise OptionError("FILE", failures[0] if failures else "standard input cannot be read twice: name files")
+    return [job.source for job in jobs if job.source is not None]
+
+
+def _quality(measured: "Measurement") -> str:
+    return f"{measured.acceptance:.1%} of held-out tokens drafted right, {measured.tokens_per_pass:.2f} tokens per pass"
+
+
+@contextmanager
+def _distilling(*, quiet: bool) -> Iterator["Callable[[Distilling], None] | None"]:
+    """A bar with time left and the latest measurement; in a pipe a line for each stage and measurement."""
+    if quiet:
+        yield None
+        return
+    console = Console(stderr=True)
+    told: list[Any] = []
+
+    def tell(progress: "Distilling") -> None:
+        """Once for each stage, and for each measurement."""
+        latest = progress.latest
+        if (progress.stage, latest) in told[-1:]:
+            return
+        told.append((progress.stage, latest))
+        if latest is None:
+            _say(progress.stage)
+        else:
+            loss = "" if latest.loss is None else f"loss {latest.loss:.3f}, "
+            _say(f"{progress.fraction:4.0%}  step {latest.step}: {loss}{_quality(latest)}")
+
+    if not console.is_terminal:
+        yield tell
+        return
+    with _bars(console, TaskProgressColumn()) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(progress: "Distilling") -> None:
+            if progress.stage not in tasks:
+                for task in tasks.values():
+                    bars.remove_task(task)
+                tasks.clear()
+                tasks[progress.stage] = bars.add_task(progress.stage, total=1.0)
+            found = f": {_quality(progress.latest)}" if progress.latest else ""
+            bars.update(tasks[progress.stage], completed=progress.fraction, description=f"{progress.stage}{found}")
+
+        yield show
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ layout that the device's library wants and fuses what follows the product (GELU,
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -33,7 +33,8 @@ class Compute:
     dtype: torch.dtype
     """Type of activations, caches and unpacked weights."""
     int8: bool = False
-    """Weights of products quantised to 8 bits, activations quantised on the fly; `dtype` is then float32."""
+    """Weights of products quantised to 8 bits, activations quantised on the fly. Where all of a model is computed so,
+    `dtype` is float32."""
 
     @property
     def name(self) -> str:
@@ -64,6 +65,18 @@ def choose(device: str = "auto", dtype: str = "auto") -> Compute:
     return Compute(where, _DTYPES[name], int8=name == "int8")
 
 
+def rough(compute: Compute) -> Compute:
+    """The same with 8-bit weights where the device multiplies them: for what only has to be nearly right.
+
+    At a few rows a product takes as long as its weights take to be read.
+    """
+    return replace(compute, int8=compute.int8 or (compute.device.type == "cpu" and _packs_int8()))
+
+
+def _packs_int8() -> bool:
+    return "x86" in torch.backends.quantized.supported_engines
+
+
 def _choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +96,7 @@ def _fastest_dtype(device: torch.device) -> str:
         return "float16"
     if multiplies_bfloat16():
         return "bfloat16"
-    return "int8" if "x86" in torch.backends.quantized.supported_engines else "float32"
+    return "int8" if _packs_int8() else "float32"
 
 
 def multiplies_bfloat16() -> bool:
@@ -143,7 +156,7 @@ class _PackedLinear:
 
 
 class _Int8Linear:
-    """Per-channel 8-bit weights, activations quantised per call, float32 in and out (VNNI or AVX2)."""
+    """Per-channel 8-bit weights, activations quantised per call, float32 inside (VNNI or AVX2)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.detach().float().cpu()
@@ -158,7 +171,7 @@ class _Int8Linear:
         self._product = torch.ops.quantized.linear_dynamic
 
     def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        y: Tensor = self._product(x, self.packed, reduce_range=False)
+        y: Tensor = self._product(x.float(), self.packed, reduce_range=False).to(x.dtype)
         if gelu:
             y = F.gelu(y)
         return y if residual is None else y.add_(residual)

@@ -191,7 +191,7 @@ Environment variables of the endpoint:
 |---|---|
 | `ASR_MODEL` | recognition model: a name, hub id or path{asr_default} |
 | `DIARIZATION_MODEL` | `default`, a hub id or a path; unset: speakers are not told apart |
-| `ASSISTANT_MODEL` | small recognition model that drafts for the main one; unset: none |
+| `ASSISTANT_MODEL` | small recognition model that drafts for the main one, or `ngram`; unset: none |
 | `HF_TOKEN` | for gated models only. A secret: never a plain variable |
 
 Whisper weights put into this repository are used instead of `ASR_MODEL`; models in its folder `{weights}`, laid out

@@ -165,7 +165,9 @@ class InferenceConfig(_Lenient):
     def options(self) -> dict[str, Any]:
         """What was asked, as keyword arguments of calling a `Pipeline`."""
         inner = self.generation_parameters
+        asked = {"assisted": self.assisted} if "assisted" in self.model_fields_set else {}
         return {
+            **asked,
             "task": inner.task or self.task,
             "language": inner.language or self.language,
             "num_speakers": self.num_speakers,

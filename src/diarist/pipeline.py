@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from diarist import models
 from diarist.asr.decoding import DecodingLoop
+from diarist.asr.drafting import NGRAM, Assistant, DecoderAssistant, NgramAssistant
 from diarist.asr.options import DecodingOptions
-from diarist.asr.recognizer import RecognitionStream, Recognizer
+from diarist.asr.recognizer import Recognition, RecognitionStream, Recognizer
 from diarist.attribution import attribute
 from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, waveform_stream
 from diarist.compute import Compute, choose
@@ -115,7 +116,9 @@ class Pipeline:
     Args:
         asr_model: Catalogue name, hub id or path of a Whisper model.
         diarization_model: Catalogue name or path of a diarization pipeline; None leaves diarization out.
-        assistant_model: Not supported yet: leave it None.
+        assistant_model: Catalogue name, hub id or path of a small Whisper model that drafts for the other, or of what
+            `diarist distill` made for it; "ngram" drafts from what was said before; None leaves drafting out. The text
+            is the same with and without.
         language: Spoken in every recording unless a call says otherwise; None detects it for each.
         device: auto, cpu, cuda or cuda:N.
         dtype: auto, float32, bfloat16, float16 or int8.
@@ -150,8 +153,6 @@ class Pipeline:
         cache_dir: Path | None = None,
         progress: models.Progress | None = None,
     ) -> None:
-        if assistant_model is not None:
-            raise OptionError("assistant_model", "assisted decoding is not available in this version; leave it out")
         if batch_size is not None and not 1 <= batch_size <= 256:
             raise OptionError("batch_size", f"{batch_size} is not between 1 and 256")
         if clustering not in (None, "centroid", "vbx"):
@@ -173,9 +174,10 @@ class Pipeline:
         segmentation = find(parts.segmentation, "segmentation")
         embedding = find(parts.embedding, "embedding") if self.diarizes else None
         plda = find(parts.plda, "plda") if self.diarizes and chosen == "vbx" and parts.plda else None
-        self.recognizer = Recognizer(
-            models.load_whisper(asr), self.compute, rows=batch_size or _ROWS[self.compute.device.type]
-        )
+        main = models.load_whisper(asr)
+        assistant, described = _assistant(assistant_model, find, main, self.compute)
+        rows = batch_size or _ROWS[self.compute.device.type]
+        self.recognizer = Recognizer(main, self.compute, rows, assistant)
         self._diarizer = Diarizer(
             models.load_segmentation(segmentation),
             models.load_embedding(embedding) if embedding else None,
@@ -186,7 +188,7 @@ class Pipeline:
         diarization = [part for part in (segmentation, embedding, plda) if part]
         self.models: dict[str, Any] = {
             "asr": _describe(asr, self.compute),
-            "assistant": None,
+            "assistant": described,
             "diarization": {
                 "name": diarization_model,
                 "clustering": chosen,
@@ -212,6 +214,7 @@ class Pipeline:
         word_timestamps: bool = True,
         beam_size: int = 1,
         temperature: float | tuple[float, ...] | None = None,
+        assisted: bool | Literal["auto"] = "auto",
         limits: DecodeLimits | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Transcript:
@@ -232,6 +235,7 @@ class Pipeline:
             word_timestamps: Times of words from cross-attention; otherwise spread evenly over their segment.
             beam_size: Hypotheses kept; 1 is greedy decoding.
             temperature: One value or those to try in turn; None tries 0, 0.2, ... 1.
+            assisted: Let the assistant model draft: always, never, or where that is expected to be faster.
             limits: Caps on what may be decoded.
             progress: Called after every step, from this thread.
 
@@ -247,6 +251,7 @@ class Pipeline:
             word_timestamps=word_timestamps,
             beam_size=beam_size,
             temperature=temperature,
+            assisted=assisted,
         )
         request = Request(
             decoding,
@@ -358,7 +363,11 @@ class Pipeline:
                 language=speech.language or None,
                 turns=turns,
                 segments=speech.segments,
-                models=self.models if request.diarize else {**self.models, "diarization": None},
+                models={
+                    **self.models,
+                    "assistant": _assistance(self.models["assistant"], request.decoding, speech),
+                    "diarization": self.models["diarization"] if request.diarize else None,
+                },
                 timings={**clock.seconds, **diarization.seconds, "total": time.perf_counter() - begun},
                 warnings=warnings,
             )
@@ -434,6 +443,32 @@ def _named_by_appearance(
 
 def _unheard_warnings(unheard: tuple[Segment, ...]) -> list[str]:
     return [f"speech from {part.start:.1f} s to {part.end:.1f} s gave no text" for part in unheard]
+
+
+def _assistant(
+    name: str | None,
+    find: Callable[[str, models.Kind], models.LocalModel],
+    main: models.WhisperCheckpoint,
+    compute: Compute,
+) -> tuple[Assistant | None, dict[str, Any] | None]:
+    """An assistant for the main model, and its description."""
+    if name is None:
+        return None, None
+    if name == NGRAM:
+        return NgramAssistant(), {"name": NGRAM, "kind": NgramAssistant.kind}
+    found = find(name, "asr")
+    checkpoint = models.load_assistant(found, main) if models.is_assistant(found) else models.load_whisper(found)
+    assistant = DecoderAssistant(checkpoint, main, compute)
+    return assistant, {**_describe(found, compute), "kind": assistant.kind}
+
+
+def _assistance(
+    described: dict[str, Any] | None, options: DecodingOptions, speech: Recognition
+) -> dict[str, Any] | None:
+    """The assistant, what was asked of it for one recording, and what came of that."""
+    if described is None:
+        return None
+    return {**described, "assisted": options.assisted, **speech.assistance.summary}
 
 
 def _describe(model: models.LocalModel, compute: Compute) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     diarization_model: str = Field("default", validation_alias="DIARIZATION_MODEL")
     """Diarization pipeline: a name of the catalogue or a path; `none` leaves it out. `default` needs no account."""
     assistant_model: str | None = Field(None, validation_alias="ASSISTANT_MODEL")
-    """Small recognition model that drafts for the main one, for short clips; unset: no drafting."""
+    """Small recognition model that drafts for the main one: a name, hub id or path, or `ngram` to draft from what was
+    said before; unset: no drafting. The text is the same with and without."""
     hf_token: SecretStr | None = Field(None, validation_alias="HF_TOKEN")
     """Token for models on the hub that ask for an account; unset: the stored login, if there is one."""
     device: str = Field("auto", validation_alias="DIARIST_DEVICE")

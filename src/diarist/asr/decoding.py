@@ -1,12 +1,18 @@
 """The decode loop: rows of a batch that start, step and finish each on its own.
 
 Windows wait in a queue. Whenever enough rows of the batch are free the next windows are encoded together and take
-them; every step writes one token in each row; a row that ends is judged, decoded again at the next temperature if its
+them; every step writes a token in each row; a row that ends is judged, decoded again at the next temperature if its
 text is not trusted, and otherwise gives its place to the next window. So the batch stays full over a whole recording
 (and over many at once), a long window never holds up a short one, and finished rows cost nothing.
+
+With an assistant a step may write several tokens in a row (Leviathan et al. 2023): the assistant drafts them, one pass
+reads them all, the rules choose a token after each, and the row keeps those that were drafted right and the one chosen
+after them. That is what it would have written without, token by token. Rows keep different numbers of tokens; their
+positions in the cache are their own, so nothing is realigned, and what was read of a wrong draft is overwritten.
 """
 
 import copy
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,15 +25,32 @@ from torch import Tensor
 
 from diarist.asr.alignment import attention_similarity, token_starts, within_passages
 from diarist.asr.beam import beam_search
-from diarist.asr.features import FRAMES_PER_POSITION, HOP_SAMPLES, POSITION_S, LogMel, pad_windows
+from diarist.asr.drafting import Assistant, Drafter, DraftRow
+from diarist.asr.features import (
+    FRAMES_PER_POSITION,
+    HOP_SAMPLES,
+    POSITION_S,
+    SAMPLE_RATE_HZ,
+    WINDOW_SAMPLES,
+    LogMel,
+    pad_windows,
+)
 from diarist.asr.network import Decoder, DecoderCache, Encoder
 from diarist.asr.options import DecodingOptions
-from diarist.asr.rules import RuleState, greedy, sample, suppression_bias
+from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, pays, plan
+from diarist.asr.rules import RuleState, choose, sample, suppression_bias
 from diarist.asr.text import Vocabulary
 from diarist.compute import Compute, linear
 from diarist.models import WhisperCheckpoint
+from diarist.stopwatch import Stopwatch
 
 _SEED = 0
+_NO_TOKEN = -1
+_ADMITTED = 4.0  # outcomes of drafts that what is known of a recording counts for in a new row
+_TOKENS_PER_S = 4.0  # of speech, about
+_CALIBRATED_TOKENS = (1, 3, MAX_DRAFT + 1)
+_CALIBRATION_S = 0.8
+_CALIBRATION_POSITION = 24
 _TIMESTAMP_SLACK = 25  # encoder positions, half a second: timestamps are often off by a few tenths
 
 
@@ -80,6 +103,12 @@ class Job:
     logprobs: list[float] = field(default_factory=list)
     attempt: int = 0
     no_speech_prob: float = 0.0
+    assistance: Assistance = field(default_factory=Assistance)
+    """Of the recording."""
+    admitted: bool = False
+    """The assistant knows the window."""
+    agreement: Agreement = field(default_factory=lambda: Agreement(30))
+    """Of this window."""
 
     @property
     def temperature(self) -> float:
@@ -108,9 +137,19 @@ class DecodingLoop:
         compute: Device and precision.
         rows: Size of the batch: memory and throughput grow with it.
         encode_batch: Windows encoded at once at most.
+        assistant: Drafts for the model; None leaves every token to the model alone.
+        costs: Of this hardware, to plan drafts with; None measures them.
     """
 
-    def __init__(self, checkpoint: WhisperCheckpoint, compute: Compute, rows: int = 16, encode_batch: int = 4) -> None:
+    def __init__(
+        self,
+        checkpoint: WhisperCheckpoint,
+        compute: Compute,
+        rows: int = 16,
+        encode_batch: int = 4,
+        assistant: Assistant | None = None,
+        costs: Costs | None = None,
+    ) -> None:
         dims = checkpoint.dims
         self.vocabulary = Vocabulary(checkpoint.tokenizer, dims.n_vocab, multilingual=checkpoint.multilingual)
         self.dims = dims
@@ -121,7 +160,11 @@ class DecodingLoop:
         self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens)
         self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, compute)
+        self.assistant = assistant
+        self.costs = costs
         self._begin(rows, encode_batch)
+        if self._drafter is not None and costs is None:
+            self.costs = self._calibrate(self._drafter)
 
     def _begin(self, rows: int, encode_batch: int) -> None:
         """Everything that two loops over the same weights do not share."""
@@ -135,6 +178,9 @@ class DecodingLoop:
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []  # job i owns cache row i
         self._rules = self._fresh_rules([])
+        self._drafter: Drafter | None = self.assistant.drafter(self._cache) if self.assistant else None
+        self.clock = Stopwatch()
+        """Seconds spent in "encode", "draft" and "write"."""
 
     def sibling(self, rows: int, encode_batch: int) -> "DecodingLoop":
         """Another loop over the same weights, with jobs and a cache of its own."""
@@ -163,13 +209,16 @@ class DecodingLoop:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Admit what fits, write one token in every row, deliver what is finished."""
+        """Admit what fits, write a token or more in every row, deliver what is finished."""
         self._drop_cancelled()
         if self._waiting and self._waiting[0].beam_size > 1 and len(self._active) < self.limit:
             self._search(self._waiting[0])
         self._admit()
         if self._active:
-            self._write_tokens()
+            with self.clock.timed("draft"):
+                drafts = self._draft()
+            with self.clock.timed("write"):
+                self._write_tokens(drafts)
             self._finish_rows()
 
     def restart(self, limit: int) -> None:
@@ -207,7 +256,8 @@ class DecodingLoop:
         first = list(islice(self._waiting, min(self.encode_batch, self.limit)))
         count = sum(1 for _ in takewhile(lambda job: job.beam_size == 1, first))
         if count and self.limit - len(self._active) >= count:
-            self._start([self._waiting.popleft() for _ in range(count)])
+            with self.clock.timed("encode"):
+                self._start([self._waiting.popleft() for _ in range(count)])
 
     def _start(self, jobs: Sequence[Job]) -> None:
         """Give windows their rows: encode them, find their language, read their prompts up to the last token."""
@@ -217,13 +267,19 @@ class DecodingLoop:
         self._encode(jobs, self._cache, first)
 
     def _encode(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> None:
-        states = self._encoder(self._features(pad_windows([job.waveform for job in jobs], self.compute.device)))
+        windows = pad_windows([job.waveform for job in jobs], self.compute.device)
+        states = self._encoder(self._features(windows))
         self._decoder.fill_cross_attention(states, cache, first)
         self._find_languages(jobs, cache, first)
         for job in jobs:
             job.prompt = self._prompt(job)
         for start, stop in _equal_runs([len(job.prompt) for job in jobs]):
             self._read_prompts(jobs[start:stop], cache, slice(first + start, first + stop))
+        if cache is self._cache and self._drafter is not None and self.assistant is not None:
+            for job in jobs:
+                job.admitted = self._admits(job, self.assistant)
+            if any(job.admitted for job in jobs):
+                self._drafter.admit(first, windows, states)
 
     def _search(self, job: Job) -> None:
         """Decode one window by beam search, in a cache of its own."""
@@ -293,24 +349,160 @@ class DecodingLoop:
         for job, probability in zip(jobs, probabilities.tolist(), strict=True):
             job.no_speech_prob = probability
 
-    def _write_tokens(self) -> None:
-        device = self.compute.device
-        tokens = torch.tensor([[job.last_token] for job in self._active], device=device)
-        starts = torch.tensor([job.next_position - 1 for job in self._active], device=device)
-        hidden = self._decoder(tokens, starts, self._cache, slice(0, len(self._active)))
-        logits = self._logits(hidden[:, 0])
-        written, logprobs = greedy(logits, self._rules, self.vocabulary, self._blank)
+    def _admits(self, job: Job, assistant: Assistant) -> bool:
+        """Whether the assistant is told of a window that is starting."""
+        options = job.options
+        if not options.assisted or self.costs is None or not assistant.serves(job.spoken.code, options.task):
+            return False
+        if options.assisted is True or not assistant.encodes:
+            return True
+        tokens = _TOKENS_PER_S * len(job.waveform) / SAMPLE_RATE_HZ
+        rows = min(self.limit, self.pending)
+        return pays(job.assistance.agreement.estimate(assistant.expected, _ADMITTED), tokens, rows, self.costs)
+
+    def _draft(self) -> list[list[int]]:
+        """For each row what the assistant guesses comes next, main tokens; nothing where that does not pay."""
+        nothing: list[list[int]] = [[] for _ in self._active]
+        if self._drafter is None or self.assistant is None or self.costs is None:
+            return nothing
+        furthest = max(job.next_position for job in self._active)
+        fits = min(MAX_DRAFT, self.dims.n_text_ctx - furthest)  # rows are padded to the longest draft
+        most = [self._most_drafted(job, fits) for job in self._active]
+        if not any(most):
+            return nothing
+        expected = self.assistant.expected
+        agreement = [
+            job.agreement.estimate(job.assistance.agreement.estimate(expected, _ADMITTED), _ADMITTED)
+            for job in self._active
+        ]
+        least = int(any(job.options.assisted is True for job, some in zip(self._active, most, strict=True) if some))
+        planned = plan(agreement, most, self.costs, least=least)
+        if not planned.length:
+            return nothing
+        rows = [
+            DraftRow([*job.prompt, *job.tokens], some, job.assistance.phrases)
+            for job, some in zip(self._active, most, strict=True)
+        ]
+        drafts = self._drafter.draft(rows, self._rules, planned.worth)
+        read = plan(agreement, [len(draft) for draft in drafts], self.costs, sunk=True, least=least).length
+        return [draft[:read] for draft in drafts]
+
+    def _most_drafted(self, job: Job, fits: int) -> int:
+        """How many drafted tokens a row can use: its last one is always the main model's."""
+        if not job.admitted or job.temperature > 0:
+            return 0
+        return max(0, min(fits, self._room(job) - len(job.tokens) - 1))
+
+    def _write_tokens(self, drafts: Sequence[Sequence[int]]) -> None:
+        """Read each row's last token and its draft, and write what was drafted right and one token more."""
+        device, n = self.compute.device, len(self._active)
+        longest = max(len(draft) for draft in drafts)
+        padded = torch.full((n, longest), _NO_TOKEN, device=device)
+        if longest:
+            padded = torch.tensor([[*draft, *[_NO_TOKEN] * (longest - len(draft))] for draft in drafts], device=device)
+        logits, states = self._read(padded)
+        choice = choose(logits, states, self.vocabulary, self._blank)
+        chosen = choice.tokens.view(1 + longest, n)
+        agreed = (chosen[:-1] == padded.T).cumprod(dim=0).sum(dim=0)
+        last = agreed * n + torch.arange(n, device=device)  # where in `choice` each row's last token stands
         heated = [row for row, job in enumerate(self._active) if job.temperature > 0]
+        logprobs = {}
         if heated:
             rows = torch.tensor(heated, device=device)
             temperatures = torch.tensor([self._active[row].temperature for row in heated], device=device)
-            written[rows], logprobs[rows] = sample(
+            tokens, sampled = sample(
                 logits[rows], self._rules.select(rows), self.vocabulary, temperatures, self._generator, self._blank
             )
-        self._rules = self._rules.after(written, self.vocabulary.timestamp_begin)
-        for job, token, logprob in zip(self._active, written.tolist(), logprobs.tolist(), strict=True):
-            job.tokens.append(token)
-            job.logprobs.append(logprob)
+            chosen[0, rows] = tokens
+            logprobs = dict(zip(heated, sampled.tolist(), strict=True))
+        self._rules = states.select(last).after(chosen.flatten()[last], self.vocabulary.timestamp_begin)
+        counts = (agreed + 1).tolist()
+        kept = torch.tensor(
+            [place * n + row for row, count in enumerate(counts) for place in range(count)], device=device
+        )
+        found = iter(zip(chosen.flatten()[kept].tolist(), choice.logprobs(kept).tolist(), strict=True))
+        for row, (job, draft, count) in enumerate(zip(self._active, drafts, counts, strict=True)):
+            written = list(islice(found, count))
+            if row in logprobs:
+                written = [(written[0][0], logprobs[row])]
+            end = next((place for place, (token, _) in enumerate(written) if token == self.vocabulary.end), count)
+            del written[end + 1 :]
+            job.tokens += [token for token, _ in written]
+            job.logprobs += [logprob for _, logprob in written]
+            job.assistance.count(len(written), len(draft), count - 1)
+            if draft:
+                job.agreement.update(count - 1, rejected=count - 1 < len(draft))
+
+    def _read(self, drafts: Tensor) -> tuple[Tensor, RuleState]:
+        """One pass over each row's last token and its draft.
+
+        Args:
+            drafts: int64, shape (n, k), padded with `_NO_TOKEN`.
+
+        Returns:
+            Logits of the token after each, ((1 + k) n, n_vocab), and the state in which it is chosen; the first tokens
+            of all rows come first, then the second ones.
+        """
+        n, longest = drafts.shape
+        lasts = torch.tensor([[job.last_token] for job in self._active], device=drafts.device)
+        places = [job.next_position - 1 for job in self._active]
+        tokens = torch.cat([lasts, drafts.clamp_min(0)], dim=1)
+        starts = torch.tensor(places, device=drafts.device)
+        hidden = self._decoder(tokens, starts, self._cache, slice(0, n), max(places) + longest + 1)
+        states = [self._rules]
+        for place in range(longest):
+            states.append(states[-1].after(drafts[:, place], self.vocabulary.timestamp_begin))
+        logits = self._logits(hidden.transpose(0, 1).reshape((1 + longest) * n, -1))
+        return logits, RuleState.join(states) if longest else self._rules
+
+    @torch.inference_mode()
+    def _calibrate(self, drafter: Drafter) -> Costs:
+        """Measure what planning needs, in about a second: the best of a few times of each while there is time."""
+        begun = time.perf_counter()
+        sizes = (1, self.rows) if self.rows > 1 else (1,)
+        spoken = SpokenLanguage("en")
+        text = self.vocabulary.encode(" the")[:1] * _CALIBRATION_POSITION
+
+        def measured(work: Callable[[], object]) -> float:
+            times = [_seconds(work)]
+            while len(times) < 3 and time.perf_counter() - begun < _CALIBRATION_S:
+                times.append(_seconds(work))
+            return min(times)
+
+        def passes(tokens: int) -> float:
+            drafts = torch.full((len(self._active), tokens - 1), text[0], device=self.compute.device)
+
+            def write() -> None:
+                choose(*self._read(drafts), self.vocabulary).tokens.tolist()  # waits for the device
+
+            return measured(write)
+
+        def drafted() -> float:
+            length = 4
+            rows = [DraftRow([self.vocabulary.start, *text], length, Phrases()) for _ in self._active]
+            drafter.draft(rows, self._rules, 0.0)  # reads the text
+            return measured(lambda: drafter.draft(rows, self._rules, 0.0)) / length
+
+        windows = torch.zeros(1, WINDOW_SAMPLES, device=self.compute.device)
+        states = torch.zeros(
+            1, self.dims.n_audio_ctx, self.dims.n_audio_state, device=self.compute.device, dtype=self.compute.dtype
+        )
+        admit = measured(lambda: drafter.admit(0, windows, states))
+        table: list[tuple[float, ...]] = []
+        drafts: list[float] = []
+        try:
+            for rows in sizes:
+                self._active = [
+                    Job(windows[0], DecodingOptions(), spoken, lambda _: None, prompt=[self.vocabulary.start, *text])
+                    for _ in range(rows)
+                ]
+                self._rules = self._fresh_rules(self._active)
+                self._read(torch.full((rows, 0), 0, device=self.compute.device))  # memory is had at the first touch
+                table.append(tuple(passes(tokens) for tokens in _CALIBRATED_TOKENS))
+                drafts.append(drafted())
+        finally:
+            self._active, self._rules = [], self._fresh_rules([])
+        return Costs(sizes, _CALIBRATED_TOKENS, tuple(table), tuple(drafts), admit)
 
     def _finish_rows(self) -> None:
         """Deliver or restart the rows that have written their last token."""
@@ -324,6 +516,7 @@ class DecodingLoop:
                 self._rules = self._rules.replace(row, self._fresh_rules([job]))
             else:
                 self._release(row)
+                job.assistance.phrases.add(result.tokens)
                 job.deliver(result)
 
     def _room(self, job: Job) -> int:
@@ -379,9 +572,17 @@ class DecodingLoop:
         if row != last:
             rules = rules.replace(row, rules.select(torch.tensor([last])))
             self._cache.move_row(last, row, self._active[last].next_position)
+            if self._drafter is not None:
+                self._drafter.move(last, row)
         self._rules = rules.select(torch.arange(last))  # nothing raises from here on: no job is lost
         self._active[row] = self._active[last]
         self._active.pop()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def compression_ratio(text: str) -> float:

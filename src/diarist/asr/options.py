@@ -34,6 +34,8 @@ class DecodingOptions:
     """Mean log-probability below which the text is not trusted: try the next temperature."""
     no_speech_threshold: float = 0.6
     """Probability of no speech above which an untrusted text is taken for silence."""
+    assisted: bool | Literal["auto"] = "auto"
+    """Let the assistant draft: always, never, or where it is expected to be faster. The text is the same."""
     max_tokens: int = 224
     """Tokens written per window at most: half the decoder's positions."""
 
@@ -47,6 +49,8 @@ class DecodingOptions:
             object.__setattr__(self, "language", code)
         if self.task not in ("transcribe", "translate"):
             raise OptionError("task", f"{self.task!r} is neither 'transcribe' nor 'translate'")
+        if self.assisted not in (True, False, "auto"):
+            raise OptionError("assisted", f"{self.assisted!r} is not one of true, false, auto")
         if not 1 <= self.beam_size <= 16:
             raise OptionError("beam_size", f"{self.beam_size} is not between 1 and 16")
         if not self.temperatures or not all(0 <= t <= 2 for t in self.temperatures):

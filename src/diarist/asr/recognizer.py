@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from diarist.asr.decoding import Decoded, DecodingLoop, Job, SpokenLanguage
+from diarist.asr.drafting import Assistant
 from diarist.asr.features import SAMPLE_RATE_HZ
 from diarist.asr.options import DecodingOptions
+from diarist.asr.planning import Assistance
 from diarist.asr.results import Passage, passages, segment_on_recording, words_on_recording
 from diarist.asr.windows import Window, WindowOptions, gather, holes, pack
 from diarist.compute import Compute
@@ -31,6 +33,8 @@ class Recognition:
     words: tuple[Word, ...]
     unheard: tuple[Segment, ...]
     """Stretches of speech that stayed without text."""
+    assistance: Assistance = field(default_factory=Assistance)
+    """What the assistant, if there is one, came to."""
 
 
 class Recognizer:
@@ -40,10 +44,13 @@ class Recognizer:
         checkpoint: The model.
         compute: Device and precision.
         rows: Windows decoded at once.
+        assistant: Drafts for the model, if given.
     """
 
-    def __init__(self, checkpoint: WhisperCheckpoint, compute: Compute, rows: int = 16) -> None:
-        self.loop = DecodingLoop(checkpoint, compute, rows)
+    def __init__(
+        self, checkpoint: WhisperCheckpoint, compute: Compute, rows: int = 16, assistant: Assistant | None = None
+    ) -> None:
+        self.loop = DecodingLoop(checkpoint, compute, rows, assistant=assistant)
         self.lock = threading.Lock()
 
     def stream(self, options: DecodingOptions, loop: DecodingLoop | None = None) -> "RecognitionStream":
@@ -64,6 +71,8 @@ class Recognizer:
                 raise OptionError("language", f"this model knows English only, not {options.language!r}")
         elif options.language is not None and options.language not in vocabulary.languages:
             raise OptionError("language", f"this model does not know {options.language!r}")
+        if options.assisted is True and self.loop.assistant is None:
+            raise OptionError("assisted", "no assistant model is loaded")
         return RecognitionStream(loop or self.loop, options)
 
 
@@ -84,6 +93,7 @@ class RecognitionStream:
         self._options = options
         self._windows = windows or WindowOptions()
         self._spoken = SpokenLanguage(options.language or ("" if loop.vocabulary.multilingual else "en"))
+        self._assistance = Assistance()
         self._jobs: dict[Job, float] = {}  # with the seconds that each has yet to bring to the text
         self._parts: deque[_Part] = deque()  # those whose text is not settled, in order of time
         self._segments: list[DecodedSegment] = []
@@ -150,7 +160,8 @@ class RecognitionStream:
     def result(self) -> Recognition:
         """Everything, once nothing is waiting; in order of time. Raises as `settled`."""
         words = self.settled()
-        return Recognition(self._spoken.code, tuple(self._segments), tuple(words), tuple(sorted(self._unheard)))
+        unheard = tuple(sorted(self._unheard))
+        return Recognition(self._spoken.code, tuple(self._segments), tuple(words), unheard, self._assistance)
 
     def _submit(
         self, part: _Part, window: Window, waveform: NDArray[np.float32], speech: Sequence[Segment], round_: int
@@ -169,7 +180,7 @@ class RecognitionStream:
             del self._jobs[job]
             self._failure = error
 
-        job = Job(torch.from_numpy(waveform), self._options, self._spoken, deliver, fail)
+        job = Job(torch.from_numpy(waveform), self._options, self._spoken, deliver, fail, assistance=self._assistance)
         self._jobs[job] = window.duration
         part.jobs += 1
         self._loop.submit(job)

@@ -7,6 +7,7 @@ range of timestamps is allowed, so maxima and log-sums of those parts decide.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ from diarist.asr.text import Vocabulary
 FIRST_TIMESTAMP_S = 1.0
 _FIRST_TIMESTAMP_STEPS = round(FIRST_TIMESTAMP_S / POSITION_S)
 _NEVER = float("-inf")
+
+
+class Layout(Protocol):
+    """Where the parts of a vocabulary lie: text is before the end, all from `timestamp_begin` on are timestamps."""
+
+    @property
+    def end(self) -> int: ...
+
+    @property
+    def timestamp_begin(self) -> int: ...
 
 
 def suppression_bias(vocabulary: Vocabulary, suppressed: tuple[int, ...]) -> Tensor:
@@ -81,7 +92,7 @@ class RuleState:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Allowed logits of n rows: all text (n, end), the end (n,), all timestamps (n, 1501)."""
+    """Allowed logits of n rows: all text (n, end) in its own type; float32: the end (n,), all timestamps (n, 1501)."""
 
     text: Tensor
     text_allowed: Tensor
@@ -89,9 +100,9 @@ class _Parts:
     timestamps: Tensor
 
 
-def _parts(logits: Tensor, state: RuleState, vocabulary: Vocabulary, blank: tuple[int, ...]) -> _Parts:
+def _parts(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[int, ...]) -> _Parts:
     begin = vocabulary.timestamp_begin
-    text = logits[:, : vocabulary.end].float()
+    text = logits[:, : vocabulary.end]
     end = logits[:, vocabulary.end].float()
     timestamps = logits[:, begin:].float()
     steps = torch.arange(timestamps.shape[1], device=logits.device)
@@ -102,15 +113,38 @@ def _parts(logits: Tensor, state: RuleState, vocabulary: Vocabulary, blank: tupl
     must_stamp = state.first & state.timestamps
     end = end.masked_fill(state.first, _NEVER)  # an empty transcript is the no-speech check's business
     text_allowed = ~(must_stamp | state.opened)
-    if bool(state.first.any()) and blank:
+    if blank and bool(state.first.any()):
         opening = state.first & ~state.timestamps
+        text = text.clone()
         text[:, list(blank)] = text[:, list(blank)].masked_fill(opening[:, None], _NEVER)
     return _Parts(text, text_allowed, end, timestamps)
 
 
-def greedy(
-    logits: Tensor, state: RuleState, vocabulary: Vocabulary, blank: tuple[int, ...] = ()
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The likeliest allowed token of each of n rows, and what its probability is computed from."""
+
+    tokens: Tensor
+    """int64, shape (n,)."""
+    _best: Tensor
+    """Its logit, float32, shape (n,); so are the next two."""
+    _end: Tensor
+    _stamp_sum: Tensor
+    _text: Tensor
+    _text_allowed: Tensor
+
+    def logprobs(self, rows: Tensor | None = None) -> Tensor:
+        """Log-probabilities among the allowed tokens, float32, of some rows or of all.
+
+        They cost more than the choice, and of a draft that is rejected nobody wants them.
+        """
+        rows = torch.arange(len(self.tokens), device=self.tokens.device) if rows is None else rows
+        text_sum = self._text[rows].float().logsumexp(dim=1).masked_fill(~self._text_allowed[rows], _NEVER)
+        others = torch.logaddexp(torch.logaddexp(text_sum, self._end[rows]), self._stamp_sum[rows])
+        return self._best[rows] - others
+
+
+def choose(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[int, ...] = ()) -> Choice:
     """The likeliest allowed token of each row.
 
     Args:
@@ -118,14 +152,10 @@ def greedy(
         state: Of the n rows.
         vocabulary: Where text, end and timestamps lie.
         blank: Text tokens that may not come first.
-
-    Returns:
-        Tokens, int64 (n,), and their log-probabilities among the allowed tokens, float32 (n,).
     """
     parts = _parts(logits, state, vocabulary, blank)
     text_best, text_token = parts.text.max(dim=1)
-    text_best = text_best.masked_fill(~parts.text_allowed, _NEVER)
-    text_sum = parts.text.logsumexp(dim=1).masked_fill(~parts.text_allowed, _NEVER)
+    text_best = text_best.float().masked_fill(~parts.text_allowed, _NEVER)
     stamp_best, stamp_token = parts.timestamps.max(dim=1)
     stamp_sum = parts.timestamps.logsumexp(dim=1)
     stamp_wins = stamp_sum > torch.maximum(text_best, parts.end)
@@ -134,8 +164,13 @@ def greedy(
     best, part = torch.stack([text_best, end, stamp_best]).max(dim=0)
     ending = torch.full_like(text_token, vocabulary.end)
     tokens = torch.stack([text_token, ending, stamp_token + vocabulary.timestamp_begin]).gather(0, part[None])[0]
-    not_stamps = torch.logaddexp(text_sum, parts.end).masked_fill(stamp_wins, _NEVER)
-    return tokens, best - torch.logaddexp(not_stamps, stamp_sum)
+    return Choice(tokens, best, end, stamp_sum, parts.text, parts.text_allowed & ~stamp_wins)
+
+
+def greedy(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """As `choose`: tokens, int64 (n,), and their log-probabilities among the allowed tokens, float32 (n,)."""
+    choice = choose(logits, state, vocabulary, blank)
+    return choice.tokens, choice.logprobs()
 
 
 def sample(
@@ -149,7 +184,7 @@ def sample(
     """A random allowed token of each row, from the distribution at its temperature.
 
     Args:
-        logits: As for `greedy`.
+        logits: As for `choose`.
         state: Of the n rows.
         vocabulary: Where text, end and timestamps lie.
         temperatures: Above 0, shape (n,).
@@ -170,7 +205,7 @@ def allowed_log_probabilities(
 ) -> Tensor:
     """Log-probabilities of every token, -inf for what the rules forbid: float32, (n, n_vocab)."""
     parts = _parts(logits, state, vocabulary, blank)
-    text = parts.text.masked_fill(~parts.text_allowed[:, None], _NEVER)
+    text = parts.text.float().masked_fill(~parts.text_allowed[:, None], _NEVER)
     best_other = torch.maximum(text.amax(dim=1), parts.end)
     stamp_wins = parts.timestamps.logsumexp(dim=1) > best_other
     allowed = torch.full(logits.shape, _NEVER, device=logits.device)

@@ -69,6 +69,14 @@ class Vocabulary:
         """Text of the text tokens; special tokens and timestamps are left out."""
         return str(self._tokenizer.decode([t for t in tokens if t < self.end], skip_special_tokens=False))
 
+    def written(self, token: int) -> str:
+        """A token as byte-level BPE writes it: one character for each of its bytes, so halves of characters count."""
+        return str(self._tokenizer.id_to_token(token))
+
+    def split(self, written: str) -> tuple[int, ...]:
+        """The tokens that this vocabulary's merges make of one word in byte-level writing."""
+        return tuple(token.id for token in self._tokenizer.model.tokenize(written))
+
     def prompt(self, language: str, task: str, *, timestamps: bool, previous: Sequence[int] = ()) -> list[int]:
         """What the decoder is given before it writes.
 

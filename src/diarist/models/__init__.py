@@ -18,6 +18,9 @@ from diarist.models.types import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -32,15 +35,21 @@ __all__ = [
     "WhisperCheckpoint",
     "WhisperDims",
     "diarization_parts",
+    "encoder_sha256",
+    "is_assistant",
     "list_models",
+    "load_assistant",
     "load_embedding",
     "load_plda",
     "load_segmentation",
     "load_whisper",
     "path",
     "pull",
+    "read_tensors",
     "resolve",
+    "to_transformers",
     "verify",
+    "write_tensors",
 ]
 
 
@@ -53,6 +62,56 @@ def load_whisper(local: LocalModel) -> WhisperCheckpoint:
     from diarist.models.readers import whisper  # noqa: PLC0415 - torch is slow to import
 
     return whisper.read(local)
+
+
+def load_assistant(local: LocalModel, main: WhisperCheckpoint) -> WhisperCheckpoint:
+    """Read an assistant that `diarist distill` made, as a whole Whisper that shares the main model's tensors.
+
+    Raises:
+        ModelFormatError: It cannot be read, is no such assistant, or was made for another encoder.
+    """
+    from diarist.models.readers import assistant  # noqa: PLC0415 - torch is slow to import
+
+    return assistant.read(local, main)
+
+
+def is_assistant(local: LocalModel) -> bool:
+    """Whether it is a model for `load_assistant`, rather than a whole one for `load_whisper`."""
+    from diarist.models.readers import assistant  # noqa: PLC0415 - torch is slow to import
+
+    return bool(assistant.description(local))
+
+
+def encoder_sha256(main: WhisperCheckpoint) -> str:
+    """Hash of a model's encoder, the same whatever layout its file has: what an assistant names in `config.json`."""
+    from diarist.models.readers import assistant  # noqa: PLC0415 - torch is slow to import
+
+    return assistant.encoder_sha256(main.tensors)
+
+
+def to_transformers(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Tensors of decoder layers under the names that transformers gives them in `model.safetensors`."""
+    from diarist.models.readers import whisper  # noqa: PLC0415 - torch is slow to import
+
+    return whisper.to_transformers(tensors)
+
+
+def read_tensors(path: "Path") -> "dict[str, torch.Tensor]":
+    """The tensors of one safetensors file, mapped from it.
+
+    Raises:
+        ModelFormatError: It is none.
+    """
+    from diarist.models.readers import safetensors  # noqa: PLC0415 - torch is slow to import
+
+    return safetensors.read(path)
+
+
+def write_tensors(path: "Path", tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Write a safetensors file; it appears whole or not at all."""
+    from diarist.models import writers  # noqa: PLC0415 - torch is slow to import
+
+    writers.write_tensors(path, tensors)
 
 
 def load_segmentation(local: LocalModel) -> "dict[str, torch.Tensor]":

@@ -84,6 +84,44 @@ def vocabulary_size(files: Mapping[str, Path]) -> int:
     return _network(files)[0].n_vocab
 
 
+def text_layers(files: Mapping[str, Path]) -> int:
+    """Decoder layers that `config.json` names.
+
+    Raises:
+        ModelFormatError: It names no plausible number of them.
+    """
+    count = configuration(files).get("decoder_layers")
+    if type(count) is not int or not 0 < count <= MAX_DIMENSION:
+        raise ModelFormatError(f"decoder_layers is {count!r} in the model's config.json, not a plausible size")
+    return count
+
+
+def configuration(files: Mapping[str, Path]) -> dict[str, Any]:
+    """`config.json`; empty where there is none.
+
+    Raises:
+        ModelFormatError: It cannot be read.
+    """
+    return _json(files["config.json"]) if "config.json" in files else {}
+
+
+def from_transformers(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors under our names; unknown ones keep theirs."""
+    return dict(_from_hf(stored))
+
+
+def to_transformers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of layers, under our names, under those of transformers."""
+    theirs = {ours: theirs for theirs, ours in _HF_LAYER.items()}
+    found = {}
+    for name, tensor in tensors.items():
+        side, _, rest = name.partition(".blocks.")
+        layer, _, part = rest.partition(".")
+        stem, _, end = part.rpartition(".")
+        found[f"model.{side}.layers.{layer}.{theirs[stem]}.{end}"] = tensor
+    return found
+
+
 def shapes(dims: WhisperDims) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a Whisper of these sizes."""
     audio, text = dims.n_audio_state, dims.n_text_state
@@ -176,7 +214,7 @@ def _hf_name(name: str) -> str:
 
 
 def _hf_dims(files: Mapping[str, Path], path: Path) -> WhisperDims:
-    config = _json(files["config.json"]) if "config.json" in files else {}
+    config = configuration(files)
     if config.get("model_type") != "whisper":
         raise ModelFormatError(f"{path} has no config.json of a Whisper beside it")
     return _dims(

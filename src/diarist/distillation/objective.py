@@ -1,0 +1,132 @@
+"""What the student is asked to do, and how well it does it.
+
+The loss is that of Distil-Whisper (Gandhi et al., 2023), after Hinton et al. (2015): cross-entropy with the token that
+the main model wrote, and with its whole distribution (their KL divergence up to a constant). At temperature 1 the
+two sum to one cross-entropy with a mixture of both targets, which is how it is computed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diarist.asr.rules import RuleState, greedy
+from diarist.asr.text import Vocabulary
+
+_CHUNK = 128  # positions whose logits, (128, n_vocab) in float32, are in memory at once: they stay in the cache
+_NEVER = -1e4  # of a logit: e to it is 0 even in float32, while 0 x it is not NaN, as 0 x -inf would be
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The product from hidden states to logits, which student and teacher share."""
+
+    embedding: Tensor
+    """Shape (n_vocab, s), in the precision of the product."""
+    bias: Tensor
+    """0, or `-inf` for tokens that are never written; float32, shape (n_vocab,)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32, shape (m, n_vocab), of hidden states (m, s)."""
+        return (hidden.to(self.embedding.dtype) @ self.embedding.T).float() + self.bias
+
+
+def distillation_loss(
+    hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, output: Output, soft_share: float
+) -> Tensor:
+    """Cross-entropy with (1 - soft_share) of the label and soft_share of the teacher's distribution, in nats.
+
+    Args:
+        hidden: The student's, shape (m, s), of the m positions that count.
+        teacher_hidden: The teacher's, alike.
+        labels: Tokens that the teacher wrote, int64, shape (m,).
+        output: From hidden states to logits; not trained.
+        soft_share: In [0, 1].
+
+    Returns:
+        The mean over the positions, float32, shape ().
+    """
+    loss: Tensor = _CrossEntropy.apply(hidden, teacher_hidden, labels, output, soft_share)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient is computed with the loss, a few positions at a time: logits of a batch would take gigabytes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, output: Output, soft_share: float
+    ) -> Tensor:
+        bias = output.bias.clamp_min(_NEVER)
+        finite = Output(output.embedding, bias)
+        gradient = torch.empty_like(hidden)
+        total = torch.zeros((), device=hidden.device)
+        for first in range(0, len(hidden), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            target = finite.logits(teacher_hidden[part]).softmax(dim=1).mul_(soft_share)
+            target[torch.arange(len(target)), labels[part]] += 1 - soft_share
+            logits = finite.logits(hidden[part])
+            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            total += normaliser.sum() - torch.einsum("mv,mv->", target, logits)
+            pull = logits.sub_(normaliser).exp_().sub_(target)
+            gradient[part] = (pull.to(output.embedding.dtype) @ output.embedding).to(hidden.dtype)
+        ctx.save_for_backward(gradient.div_(len(hidden)))
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0], None, None, None, None
+
+
+def choices(hidden: Tensor, written: Tensor, output: Output, vocabulary: Vocabulary, *, timestamps: bool) -> Tensor:
+    """What a student would draft at each position of one window, if all before it is as the teacher wrote it.
+
+    The rules on timestamps hold for it as for the teacher, for a draft that breaks them is never accepted.
+
+    Args:
+        hidden: The student's, shape (m, s).
+        written: What the teacher wrote, int64, shape (m,).
+        output: From hidden states to logits.
+        vocabulary: Of both.
+        timestamps: Whether timestamps are written.
+
+    Returns:
+        Tokens, int64, shape (m,).
+    """
+    states = [RuleState.start(torch.tensor([timestamps], device=written.device))]
+    for token in written[:-1]:
+        states.append(states[-1].after(token[None], vocabulary.timestamp_begin))
+    return greedy(output.logits(hidden), RuleState.join(states), vocabulary)[0]
+
+
+def tokens_per_pass(accepted: Sequence[bool], drafted: int) -> float:
+    """Tokens that one pass of the main model yields when it verifies drafts: exact, not an estimate.
+
+    A pass accepts the draft up to its first wrong token, which it replaces; it adds one token to a draft that is right.
+    As what is accepted is what the teacher wrote, the student drafts just what it chooses under teacher forcing.
+
+    Args:
+        accepted: Of each token of a window, whether the student would have drafted it.
+        drafted: Tokens drafted for a pass.
+
+    >>> tokens_per_pass([True] * 10, 4), tokens_per_pass([False] * 10, 4)
+    (5.0, 1.0)
+    """
+    return len(accepted) / passes(accepted, drafted)
+
+
+def passes(accepted: Sequence[bool], drafted: int) -> int:
+    """Passes of the main model that a window takes; see `tokens_per_pass`.
+
+    >>> passes([True, True, False, True, True, True, True, True, True], 4)
+    3
+    """
+    count = place = 0
+    while place < len(accepted):
+        right = next((n for n in range(drafted) if place + n >= len(accepted) or not accepted[place + n]), drafted)
+        place += right + 1
+        count += 1
+    return count
