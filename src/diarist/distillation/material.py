@@ -25,6 +25,7 @@ from diarist.asr.recognizer import RecognitionStream
 from diarist.asr.windows import WindowOptions, gather, pack
 from diarist.audio import open_audio, waveform_stream
 from diarist.diarization.stream import Diarizer
+from diarist.distillation.objective import SoftTargets
 from diarist.distillation.teacher import GREEDY, Example, Teacher
 from diarist.errors import AudioError
 from diarist.timeline import Segment, union
@@ -190,7 +191,8 @@ class ExampleSet:
 
     def __getitem__(self, index: int) -> Example:
         stored = models.read_tensors(self.paths[index])
-        return Example(stored["states"], stored["tokens"], int(stored["prompt"]), stored["hidden"])
+        soft = SoftTargets(stored["soft_tokens"], stored["soft_probabilities"])
+        return Example(stored["states"], stored["tokens"], int(stored["prompt"]), stored["hidden"], soft)
 
 
 class ExampleWriter:
@@ -206,8 +208,14 @@ class ExampleWriter:
     def write(self, examples: Iterable[Example]) -> None:
         for example in examples:
             path = self._aside / f"{self._count:06d}.safetensors"
-            prompt = torch.tensor(example.prompt)
-            tensors = {"states": example.states, "tokens": example.tokens, "hidden": example.hidden, "prompt": prompt}
+            tensors = {
+                "states": example.states,
+                "tokens": example.tokens,
+                "prompt": torch.tensor(example.prompt),
+                "hidden": example.hidden,
+                "soft_tokens": example.soft.tokens,
+                "soft_probabilities": example.soft.probabilities,
+            }
             models.write_tensors(path, tensors)
             self._count += 1
 

@@ -20,7 +20,7 @@ from diarist import models
 from diarist.asr.rules import suppression_bias
 from diarist.asr.text import Vocabulary
 from diarist.compute import Compute
-from diarist.distillation.objective import Output, choices, distillation_loss, passes
+from diarist.distillation.objective import Output, SoftTargets, choices, distillation_loss, passes
 from diarist.distillation.student import Student
 from diarist.distillation.teacher import Example, pad_tokens
 from diarist.models import WhisperCheckpoint
@@ -28,6 +28,7 @@ from diarist.models import WhisperCheckpoint
 DRAFTED = 4
 """Draft length for which tokens per pass are reported."""
 _MEASUREMENTS = 20  # over the whole of a training, besides the one before it
+_RIDGE = 1e-2  # of the mean of the Gram matrix's diagonal
 _SAVE_EVERY_S = 60.0
 _STATE = "state"  # the tensor that holds the rest of the checkpoint, as JSON
 
@@ -40,8 +41,8 @@ class TrainingOptions:
     """Steps in all; None goes on until `minutes` are over."""
     minutes: float = 60.0
     """Time in all, from the first look at the recordings, interruptions not counted. Whichever of both ends first."""
-    batch: int = 8
-    """Windows in a step."""
+    batch: int = 4
+    """Windows in a step: some three hundred tokens."""
     peak: float = 3e-4
     """Largest learning rate."""
     warm_up: float = 0.03
@@ -158,6 +159,7 @@ class Trainer:
         """
         try:
             if not self._progress.measurements:
+                self._regress(examples)
                 self._measure(held_out)
             saved = time.monotonic()
             while (done := self.done(spent_s)) < 1:
@@ -181,7 +183,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.options.clip)
         self._optimizer.step()
-        self._progress.losses.append(float(loss))
+        self._progress.losses.append(float(loss.detach()))
         self._progress.step += 1
         self._progress.seconds += time.monotonic() - begun
 
@@ -196,16 +198,59 @@ class Trainer:
 
     def _loss(self, batch: Sequence[Example]) -> Tensor:
         hidden = torch.cat(self._written_hidden(batch))
-        teacher_hidden = torch.cat([example.hidden for example in batch]).to(self._device)
         labels = torch.cat([example.written for example in batch]).to(self._device)
-        return distillation_loss(hidden.float(), teacher_hidden, labels, self._output, self.options.soft_share)
+        soft = SoftTargets(
+            torch.cat([example.soft.tokens for example in batch]).to(self._device),
+            torch.cat([example.soft.probabilities for example in batch]).to(self._device),
+        )
+        return distillation_loss(hidden.float(), labels, soft, self._output, self.options.soft_share)
+
+    # --- beginning ---
+
+    @torch.no_grad()
+    def _regress(self, examples: Sequence[Example]) -> None:
+        """Set the student's last product so that its hidden states come closest to the teacher's.
+
+        A layer taken from the middle of a decoder leaves its output in another frame than the last norm expects.
+        Ridge regression from the last layer's features to the teacher's states puts it right in one look at the
+        examples, which takes gradient descent some hundred steps. The teacher's states are known after the norm, which
+        forgets their length, so that they are brought to the length of the student's.
+        """
+        student = self.student
+        product = student.last_product
+        width = product.in_features + 1
+        gram = torch.zeros(width, width, dtype=torch.float64)
+        moment = torch.zeros(width, product.out_features, dtype=torch.float64)
+        for first in range(0, len(examples), self.options.batch):
+            batch = [examples[place] for place in range(first, min(first + self.options.batch, len(examples)))]
+            tokens, states = self._inputs(batch)
+            with self._precision():
+                residual, features = student.features(tokens, states)
+            added = product(features.float())
+            for row, example in enumerate(batch):
+                part = slice(example.prompt - 1, len(example.tokens) - 1)
+                x, wanted = residual[row, part].float(), example.hidden.to(self._device).float()
+                wanted = (wanted - student.norm_bias) / student.norm_weight
+                wanted = wanted * (x + added[row, part]).std(dim=1, keepdim=True)
+                known = torch.nn.functional.pad(features[row, part].float(), (0, 1), value=1.0)
+                gram += (known.T @ known).double().cpu()
+                moment += (known.T @ (wanted - x)).double().cpu()
+        before = torch.cat([product.weight.T, product.bias[None]]).double().cpu()
+        ridge = _RIDGE * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+        after = torch.linalg.solve(gram + ridge, moment + ridge @ before).float()
+        product.weight.copy_(after[:-1].T)
+        product.bias.copy_(after[-1])
+
+    def _inputs(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        tokens = pad_tokens([example.tokens[:-1] for example in batch]).to(self._device)
+        states = torch.stack([example.states for example in batch]).to(self._device)
+        return tokens, states.to(self._dtype)
 
     def _written_hidden(self, batch: Sequence[Example]) -> list[Tensor]:
         """Of each example the student's hidden states (m, s) that choose what was written."""
-        tokens = pad_tokens([example.tokens[:-1] for example in batch]).to(self._device)
-        states = torch.stack([example.states for example in batch]).to(self._device)
+        tokens, states = self._inputs(batch)
         with self._precision():
-            hidden = self.student(tokens, states.to(self._dtype))
+            hidden = self.student(tokens, states)
         return [row[example.prompt - 1 : len(example.tokens) - 1] for row, example in zip(hidden, batch, strict=True)]
 
     def _precision(self) -> AbstractContextManager[None]:
