@@ -28,7 +28,8 @@ MIN_SPEECH_S = 20.0
 _MATERIAL_SHARE = 0.4  # of the time, after which no further mix is begun
 _HELD_OUT_WINDOWS = 64  # measured at most: a few thousand tokens tell a per cent
 _ROWS = 16
-_FIRST_LAYERS = {1: (0.0,), 2: (0.0, 0.5)}
+_SHORT_TOKENS = 50
+_FIRST_LAYERS = {1: (0.5,), 2: (0.0, 0.5)}
 """By how many there are: which layers of the main decoder to begin with, as shares of its depth."""
 
 
@@ -207,7 +208,7 @@ def _identity(
     initial: tuple[int, ...],
     compute: Compute,
 ) -> dict[str, Any]:
-    """What must be the same for work to go on: all but how long it takes."""
+    """What must be the same for work to go on: all but how long it takes and how much more is made of the sound."""
     training = {name: value for name, value in asdict(options.training).items() if name not in ("steps", "minutes")}
     files = [[str(path.resolve()), path.stat().st_size] for path in (*learn, *measure)]
     return {
@@ -215,7 +216,6 @@ def _identity(
         "recordings": hashlib.sha256(json.dumps([files, len(measure)]).encode()).hexdigest(),
         "initial_layers": list(initial),
         "language": options.language,
-        "mixes": options.mixes,
         "compute": compute.name,
         "training": training,
     }
@@ -267,6 +267,17 @@ class _Examples(Sequence[Example]):
     def __getitem__(self, index: Any) -> Any:
         chosen, place = self._places[index]
         return chosen[place]
+
+
+def _examples(work: Path, names: Sequence[str]) -> _Examples:
+    """What to learn from: short windows only where there are no mixes, which hold the same sound in fuller ones.
+
+    A window costs a step nearly the same whatever is said in it, for the encoder's states are as many.
+    """
+    own, *mixes = names
+    least = _SHORT_TOKENS if mixes else 0
+    sets = [ExampleSet(work / own, least), *(ExampleSet(work / mix) for mix in mixes)]
+    return _Examples(sets if any(map(len, sets)) else [ExampleSet(work / own)])
 
 
 class _Makers:
@@ -371,7 +382,7 @@ def _material(
         names.append(name)
     every = ExampleSet(work / "held-out")
     return _Material(
-        examples=_Examples([ExampleSet(work / name) for name in names]),
+        examples=_examples(work, names),
         held_out=[every[index] for index in range(min(len(every), _HELD_OUT_WINDOWS))],
         speech_s=ledger.speech_s["own"],
         warnings=ledger.warnings,

@@ -181,10 +181,16 @@ def _joined(stretches: Sequence[NDArray[np.float32]], random: np.random.Generato
 
 
 class ExampleSet:
-    """Examples in a folder, read when they are wanted."""
+    """Examples in a folder, read when they are wanted.
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("*.safetensors"))
+    Args:
+        folder: Where `ExampleWriter` put them.
+        least_tokens: Examples with fewer are left out.
+    """
+
+    def __init__(self, folder: Path, least_tokens: int = 0) -> None:
+        paths = sorted(folder.glob("*.safetensors"))
+        self.paths = [path for path in paths if len(models.read_tensors(path)["tokens"]) >= least_tokens]
 
     def __len__(self) -> int:
         return len(self.paths)

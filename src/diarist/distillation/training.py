@@ -43,9 +43,9 @@ class TrainingOptions:
     """Time in all, from the first look at the recordings, interruptions not counted. Whichever of both ends first."""
     batch: int = 4
     """Windows in a step: some three hundred tokens."""
-    peak: float = 3e-4
+    peak: float = 1.5e-4
     """Largest learning rate."""
-    warm_up: float = 0.03
+    warm_up: float = 0.05
     """Share of the training in which the learning rate rises to its peak; then it falls as a cosine to a hundredth."""
     soft_share: float = 0.5
     """Weight of the teacher's distribution beside that of the token that it wrote."""
