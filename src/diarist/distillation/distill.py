@@ -122,7 +122,6 @@ def distill(
 
     Raises:
         OptionError: An option is out of bounds, `output` exists, or does not hold what `resume` would go on with.
-        AudioError: A recording that is named alone cannot be decoded.
         ModelError: The model cannot be had or read.
         DiaristError: There is too little speech, or the time is over before training could begin.
     """
@@ -344,7 +343,6 @@ def _material(
     """All examples; what an earlier start has made of them is used again.
 
     Raises:
-        AudioError: Nothing could be decoded.
         DiaristError: There is too little speech.
     """
     ledger = _Ledger(work / "material.json")
@@ -364,9 +362,10 @@ def _material(
         own("held-out", "labelling held-out recordings", measure)
     recordings = None if "own" in ledger.speech_s else own("own", "labelling recordings", learn)
     if ledger.speech_s["own"] < MIN_SPEECH_S or not ledger.speech_s["held-out"]:
+        reasons = "".join(f"; {warning}" for warning in ledger.warnings[:3])
         raise DiaristError(
             f"{ledger.speech_s['own']:.0f} s of speech to learn from and {ledger.speech_s['held-out']:.0f} s to measure "
-            f"by is too little: at least {MIN_SPEECH_S:.0f} s to learn from are needed, an hour or more is better"
+            f"by is too little: at least {MIN_SPEECH_S:.0f} s to learn from are needed, an hour or more is better{reasons}"
         )
     names = ["own"]
     for mix in range(1, options.mixes + 1):

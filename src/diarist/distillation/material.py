@@ -77,7 +77,6 @@ def own_windows(
     streams: list[tuple[NDArray[np.float32], tuple[Segment, ...], RecognitionStream]] = []
     warnings: list[str] = []
     options = DecodingOptions(language, temperatures=GREEDY.temperatures, word_timestamps=False)
-    english_only = None if teacher.loop.vocabulary.multilingual else "en"
     for index, path in enumerate(paths):
         try:
             waveform, speech = _hear(path, diarizer)
@@ -98,8 +97,8 @@ def own_windows(
         teacher.loop.step()
         step(1.0)
     writer.write(teacher.collect())
-    heard = [Recording(wave, speech, stream.result().language or "") for wave, speech, stream in streams]
-    return [each for each in heard if each.language or english_only], warnings
+    heard = [Recording(wave, speech, stream.result().language) for wave, speech, stream in streams]
+    return [each for each in heard if each.language], warnings
 
 
 def _hear(path: Path, diarizer: Diarizer) -> tuple[NDArray[np.float32], tuple[Segment, ...]]:

@@ -91,7 +91,6 @@ class Trainer:
         compute: Device, and the precision in which the main model runs: the student is trained in bfloat16 if that is
             one of 16 bits, with its weights in float32.
         options: How.
-        timestamps: Whether the texts hold timestamps.
     """
 
     def __init__(
