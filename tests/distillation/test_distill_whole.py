@@ -149,6 +149,7 @@ def test_a_recording_is_never_on_both_sides(recordings, tmp_path):
     assert len(measure) == 2
     assert sorted([*learn, *measure]) == sorted(many)
     assert split(many, DistillOptions(held_out=0.2)) == (learn, measure)
+    (tmp_path / "x").mkdir()
     learn, measure = split(many, DistillOptions(held_out_files=(tmp_path / "x" / ".." / "3.wav",)))
     assert len(learn) == 9
     with pytest.raises(OptionError, match="one to measure by"):

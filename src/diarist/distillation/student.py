@@ -42,8 +42,9 @@ class _Attention(nn.Module):
 class _Block(nn.Module):
     """One decoder layer; its parameters have openai-whisper's names."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.attn_ln, self.attn = nn.LayerNorm(width), _Attention(width, heads)
         self.cross_attn_ln, self.cross_attn = nn.LayerNorm(width), _Attention(width, heads)
         self.mlp_ln = nn.LayerNorm(width)
@@ -51,13 +52,16 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, states: Tensor) -> Tensor:
         x, features = self.features(x, states)
-        return x + self.mlp[2](features)  # type: ignore[no-any-return]
+        return x + self.dropped(self.mlp[2](features))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
     def features(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """What the last product adds to, (n, q, s), and what it is of, (n, q, 4 s)."""
         normed = self.attn_ln(x)
-        x = x + self.attn(normed, normed, causal=True)
-        x = x + self.cross_attn(self.cross_attn_ln(x), states, causal=False)
+        x = x + self.dropped(self.attn(normed, normed, causal=True))
+        x = x + self.dropped(self.cross_attn(self.cross_attn_ln(x), states, causal=False))
         return x, self.mlp[1](self.mlp[0](self.mlp_ln(x)))
 
 
@@ -68,11 +72,14 @@ class Student(nn.Module):
         dims: Of the main model.
         tensors: Of the main model.
         layers: Which of its decoder layers to copy, in order.
+        dropout: Share of what each part of a layer adds that is left out in training.
     """
 
-    def __init__(self, dims: WhisperDims, tensors: Mapping[str, Tensor], layers: Sequence[int]) -> None:
+    def __init__(
+        self, dims: WhisperDims, tensors: Mapping[str, Tensor], layers: Sequence[int], dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Block(dims.n_text_state, dims.n_text_head) for _ in layers)
+        self.blocks = nn.ModuleList(_Block(dims.n_text_state, dims.n_text_head, dropout) for _ in layers)
         for block, layer in zip(self.blocks, layers, strict=True):
             prefix = f"decoder.blocks.{layer}."
             block.load_state_dict(
@@ -102,7 +109,7 @@ class Student(nn.Module):
             Shape (n, q, s).
         """
         x, features = self.features(tokens, states)
-        x = x + self.last_product(features)
+        x = x + F.dropout(self.last_product(features), self.blocks[-1].dropout, self.training)  # type: ignore[arg-type]
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias)
 
     def features(self, tokens: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

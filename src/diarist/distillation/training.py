@@ -51,6 +51,11 @@ class TrainingOptions:
     """Weight of the teacher's distribution beside that of the token that it wrote."""
     weight_decay: float = 0.01
     """Of AdamW."""
+    dropout: float = 0.1
+    """Share of what each part of a layer adds that is left out in a step."""
+    token_noise: float = 0.15
+    """Share of the text tokens that the student reads wrong in a step. An hour of text is soon known by heart, and who
+    knows it by heart does not listen: wrong tokens make the sound the better guide."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     seed: int = 0
@@ -100,7 +105,8 @@ class Trainer:
             checkpoint.tokenizer, checkpoint.dims.n_vocab, multilingual=checkpoint.multilingual
         )
         self.options = options
-        self.student = Student(checkpoint.dims, checkpoint.tensors, layers).to(compute.device)
+        self.student = Student(checkpoint.dims, checkpoint.tensors, layers, options.dropout).to(compute.device)
+        self.student.eval()
         self._device = compute.device
         self._dtype = torch.float32 if compute.dtype == torch.float32 else torch.bfloat16
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens).to(self._device)
@@ -177,7 +183,11 @@ class Trainer:
         begun = time.monotonic()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(done, self.options)
-        loss = self._loss([examples[place] for place in self._places(len(examples))])
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(self.options.seed * 1_000_003 + self._progress.step)
+            self.student.train()
+            loss = self._loss([examples[place] for place in self._places(len(examples))])
+            self.student.eval()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.options.clip)
@@ -248,6 +258,8 @@ class Trainer:
     def _written_hidden(self, batch: Sequence[Example]) -> list[Tensor]:
         """Of each example the student's hidden states (m, s) that choose what was written."""
         tokens, states = self._inputs(batch)
+        if self.student.training:
+            tokens = noisy(tokens, self.options.token_noise, self.vocabulary)
         with self._precision():
             hidden = self.student(tokens, states)
         return [row[example.prompt - 1 : len(example.tokens) - 1] for row, example in zip(hidden, batch, strict=True)]
@@ -317,6 +329,12 @@ class Trainer:
                     state = {key: stored[where].clone() for key, where in kept.items()}
                     moments = {key: value.to(self._device) for key, value in state.items() if key != "step"}
                     self._optimizer.state[parameter] = {"step": state["step"], **moments}
+
+
+def noisy(tokens: Tensor, share: float, vocabulary: Vocabulary) -> Tensor:
+    """Tokens with about `share` of the text tokens replaced by others at random; timestamps and prompts stay."""
+    wrong = (torch.rand(tokens.shape, device=tokens.device) < share) & (tokens < vocabulary.end)
+    return torch.where(wrong, torch.randint_like(tokens, vocabulary.end), tokens)
 
 
 def learning_rate(done: float, options: TrainingOptions) -> float:
