@@ -595,7 +595,7 @@ def _distilling(*, quiet: bool) -> Iterator["Callable[[Distilling], None] | None
             _say(progress.stage)
         else:
             loss = "" if latest.loss is None else f"loss {latest.loss:.3f}, "
-            _say(f"{progress.fraction:4.0%}  step {latest.step}: {loss}{_quality(latest)}")
+            _say(f"{progress.fraction:.0%}, step {latest.step}: {loss}{_quality(latest)}")
 
     if not console.is_terminal:
         yield tell

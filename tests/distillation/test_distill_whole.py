@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from diarist import cli, models
 from diarist.distillation.distill import DistillOptions, Progress, distill, split
-from diarist.distillation.training import TrainingOptions
+from diarist.distillation.training import Measurement, TrainingOptions
 from diarist.errors import DiaristError, ModelFormatError, OptionError
 from diarist.models.types import LocalModel
 
@@ -189,6 +189,41 @@ def test_layers_that_the_model_does_not_have(recordings, tmp_path):
         distill("base", recordings, tmp_path / "a", DistillOptions(initial_layers=(0, 6)), device="cpu")
     with pytest.raises(OptionError, match="not 1 or 2"):
         distill("base", recordings, tmp_path / "b", DistillOptions(layers=3), device="cpu")
+
+
+def test_in_a_pipe_each_stage_and_measurement_is_a_line(capsys):
+    first, second = Measurement(0, 0.0, None, 0.2, 1.25), Measurement(50, 70.0, 1.5, 0.612, 2.1)
+    with cli._distilling(quiet=False) as report:
+        for progress in (
+            Progress("labelling recordings", 0.1),
+            Progress("labelling recordings", 0.9),
+            Progress("training", 0.01, first),
+            Progress("training", 0.02, first),
+            Progress("training", 0.05, second),
+        ):
+            report(progress)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "labelling recordings",
+        "1%, step 0: 20.0% of held-out tokens drafted right, 1.25 tokens per pass",
+        "5%, step 50: loss 1.500, 61.2% of held-out tokens drafted right, 2.10 tokens per pass",
+    ]
+    with cli._distilling(quiet=True) as report:
+        assert report is None
+
+
+def test_on_a_terminal_there_is_a_bar_with_time_left(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    with cli._distilling(quiet=False) as report:
+        report(Progress("labelling recordings", 0.5))
+        report(Progress("training", 0.25, Measurement(50, 70.0, 1.5, 0.612, 2.1)))
+        assert "tokens per pass" not in capsys.readouterr().out
+    printed = capsys.readouterr().err
+    assert "training: 61.2% of held-out tokens drafted right" in printed
+    assert "25%" in printed
 
 
 def test_the_command(made, recordings, tmp_path):

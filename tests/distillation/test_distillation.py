@@ -15,7 +15,7 @@ from diarist.asr.rules import RuleState, allowed_log_probabilities, suppression_
 from diarist.asr.text import Vocabulary
 from diarist.distillation.material import ExampleSet, ExampleWriter, Recording, mixed_windows
 from diarist.distillation.objective import Output, distillation_loss, passes, soft_targets
-from diarist.distillation.training import Trainer, TrainingOptions
+from diarist.distillation.training import Trainer, TrainingOptions, noisy
 from diarist.timeline import Segment
 
 OPTIONS = TrainingOptions(steps=6, minutes=60, batch=2, warm_up=0.2)
@@ -191,6 +191,17 @@ def test_the_main_model_does_not_change(trained, checkpoint):
         trainer.student.layers()["decoder.blocks.1.cross_attn.key.weight"],
         checkpoint.tensors["decoder.blocks.3.cross_attn.key.weight"].float(),
     )
+
+
+def test_noise_changes_text_tokens_only(vocabulary):
+    prompt = vocabulary.prompt("en", "transcribe", timestamps=True)
+    tokens = torch.tensor([[*prompt, vocabulary.timestamp_begin + 7, *range(1000, 3000), vocabulary.end]])
+    torch.manual_seed(0)
+    changed = noisy(tokens, 0.2, vocabulary) != tokens
+    assert not changed[0, : len(prompt) + 1].any()
+    assert not changed[0, -1]
+    assert 0.15 < changed[0, len(prompt) + 1 : -1].float().mean() < 0.25
+    assert torch.equal(noisy(tokens, 0.0, vocabulary), tokens)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
