@@ -494,7 +494,7 @@ def distill(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps at most. (as many as there is time for)")
     ] = None,
-    mixes: Annotated[int, typer.Option(min=0, help="How often the sound is cut and joined anew.")] = 4,
+    mixes: Annotated[int, typer.Option(min=0, help="How often the sound is cut and joined anew.")] = 8,
     held_out: Annotated[float, typer.Option(help="Share of the recordings to measure by.")] = 0.2,
     held_out_files: Annotated[
         list[str] | None,

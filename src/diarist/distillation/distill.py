@@ -47,7 +47,7 @@ class DistillOptions:
     """Share of the recordings to measure by, in (0, 1); drawn by the seed. Not used if `held_out_files` are named."""
     held_out_files: tuple[Path, ...] = ()
     """Recordings to measure by; none of them is learned from. Name speakers that speak in no other recording."""
-    mixes: int = 4
+    mixes: int = 8
     """How many times the sound is cut and joined anew."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
