@@ -119,7 +119,7 @@ def test_mixes_hold_the_sound_in_full_windows_of_one_language():
 
 def test_a_student_of_all_layers_is_the_main_decoder(checkpoint, exact, examples):
     trainer = Trainer(checkpoint, range(checkpoint.dims.n_text_layer), exact, OPTIONS)
-    for example, accepted in zip(examples, trainer.accepted(examples), strict=True):
+    for example, accepted in zip(examples[:1], trainer.accepted(examples[:1]), strict=True):
         with torch.no_grad():
             hidden = trainer.student(example.tokens[None, :-1], example.states[None].float())[0]
         expected = inference_hidden(checkpoint, checkpoint.tensors, checkpoint.dims, exact, example)
@@ -215,7 +215,7 @@ def test_acceptance_equals_brute_force(trained, checkpoint, vocabulary, exact, e
     tensors = {name: value for name, value in checkpoint.tensors.items() if ".blocks." not in name}
     decoder = Decoder(dims, {**tensors, **trainer.student.layers()}, exact)
     bias = suppression_bias(vocabulary, checkpoint.suppress_tokens)
-    for example, accepted in zip(examples, trainer.accepted(examples), strict=True):
+    for example, accepted in zip(examples[:1], trainer.accepted(examples[:1]), strict=True):
         cache = DecoderCache(dims, 1, 0, exact)
         decoder.fill_cross_attention(example.states[None].float(), cache, 0)
         state, expected = RuleState.start(torch.tensor([True])), []
