@@ -164,7 +164,7 @@ def test_the_loss_and_its_gradient_equal_autograd():
 def test_the_loss_falls(checkpoint, exact, examples):
     trainer = Trainer(checkpoint, (3,), exact, dataclasses.replace(OPTIONS, batch=1))
     for _ in range(8):
-        trainer._timed_step(examples[:1], 0.2)
+        trainer._take_step(examples[:1], 0.2)
     losses = trainer._progress.losses
     assert losses[-1] < 0.75 * losses[0]
 

@@ -67,7 +67,7 @@ class Measurement:
 
     step: int
     seconds: float
-    """Since the first step, interruptions not counted."""
+    """Since training began, measuring counted and interruptions not."""
     loss: float | None
     """Mean training loss since the measurement before, in nats a token; None before the first step."""
     acceptance: float
@@ -162,25 +162,27 @@ class Trainer:
             spent_s: Seconds of the time that went by before training.
             report: Told the share that is done and the latest measurement, after every step.
         """
+        progress = self._progress
+        begun = time.monotonic() - progress.seconds  # had there been no interruption
         try:
-            if not self._progress.measurements:
+            if not progress.measurements:
                 self._regress(examples)
                 self._measure(held_out)
             saved = time.monotonic()
             while (done := self.done(spent_s)) < 1:
-                self._timed_step(examples, done)
+                self._take_step(examples, done)
+                progress.seconds = time.monotonic() - begun
                 after = self.done(spent_s)
                 if math.floor(after * _MEASUREMENTS) > math.floor(done * _MEASUREMENTS):
                     self._measure(held_out)
-                report(after, self._progress.measurements[-1])
+                report(after, progress.measurements[-1])
                 if time.monotonic() - saved > _SAVE_EVERY_S:
                     self.save(path)
                     saved = time.monotonic()
         finally:
             self.save(path)
 
-    def _timed_step(self, examples: Sequence[Example], done: float) -> None:
-        begun = time.monotonic()
+    def _take_step(self, examples: Sequence[Example], done: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(done, self.options)
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
@@ -194,7 +196,6 @@ class Trainer:
         self._optimizer.step()
         self._progress.losses.append(float(loss.detach()))
         self._progress.step += 1
-        self._progress.seconds += time.monotonic() - begun
 
     def _places(self, count: int) -> list[int]:
         """Which examples the next step takes: each once a round, rounds in orders of their own."""
