@@ -620,7 +620,7 @@ def distill(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps at most. (as many as there is time for)")
     ] = None,
-    mixes: Annotated[int, typer.Option(min=0, help="How often the sound is cut and joined anew.")] = 4,
+    mixes: Annotated[int, typer.Option(min=0, help="How often the sound is cut and joined anew.")] = 8,
     held_out: Annotated[float, typer.Option(help="Share of the recordings to measure by.")] = 0.2,
     held_out_files: Annotated[
         list[str] | None,
@@ -721,7 +721,7 @@ def _distilling(*, quiet: bool) -> Iterator["Callable[[Distilling], None] | None
             _say(progress.stage)
         else:
             loss = "" if latest.loss is None else f"loss {latest.loss:.3f}, "
-            _say(f"{progress.fraction:4.0%}  step {latest.step}: {loss}{_quality(latest)}")
+            _say(f"{progress.fraction:.0%}, step {latest.step}: {loss}{_quality(latest)}")
 
     if not console.is_terminal:
         yield tell

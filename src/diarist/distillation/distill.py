@@ -28,7 +28,8 @@ MIN_SPEECH_S = 20.0
 _MATERIAL_SHARE = 0.4  # of the time, after which no further mix is begun
 _HELD_OUT_WINDOWS = 64  # measured at most: a few thousand tokens tell a per cent
 _ROWS = 16
-_FIRST_LAYERS = {1: (0.0,), 2: (0.0, 0.5)}
+_SHORT_TOKENS = 50
+_FIRST_LAYERS = {1: (0.5,), 2: (0.0, 0.5)}
 """By how many there are: which layers of the main decoder to begin with, as shares of its depth."""
 
 
@@ -46,7 +47,7 @@ class DistillOptions:
     """Share of the recordings to measure by, in (0, 1); drawn by the seed. Not used if `held_out_files` are named."""
     held_out_files: tuple[Path, ...] = ()
     """Recordings to measure by; none of them is learned from. Name speakers that speak in no other recording."""
-    mixes: int = 6
+    mixes: int = 8
     """How many times the sound is cut and joined anew."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
@@ -121,7 +122,6 @@ def distill(
 
     Raises:
         OptionError: An option is out of bounds, `output` exists, or does not hold what `resume` would go on with.
-        AudioError: A recording that is named alone cannot be decoded.
         ModelError: The model cannot be had or read.
         DiaristError: There is too little speech, or the time is over before training could begin.
     """
@@ -207,7 +207,7 @@ def _identity(
     initial: tuple[int, ...],
     compute: Compute,
 ) -> dict[str, Any]:
-    """What must be the same for work to go on: all but how long it takes."""
+    """What must be the same for work to go on: all but how long it takes and how much more is made of the sound."""
     training = {name: value for name, value in asdict(options.training).items() if name not in ("steps", "minutes")}
     files = [[str(path.resolve()), path.stat().st_size] for path in (*learn, *measure)]
     return {
@@ -215,7 +215,6 @@ def _identity(
         "recordings": hashlib.sha256(json.dumps([files, len(measure)]).encode()).hexdigest(),
         "initial_layers": list(initial),
         "language": options.language,
-        "mixes": options.mixes,
         "compute": compute.name,
         "training": training,
     }
@@ -267,6 +266,17 @@ class _Examples(Sequence[Example]):
     def __getitem__(self, index: Any) -> Any:
         chosen, place = self._places[index]
         return chosen[place]
+
+
+def _examples(work: Path, names: Sequence[str]) -> _Examples:
+    """What to learn from: short windows only where there are no mixes, which hold the same sound in fuller ones.
+
+    A window costs a step nearly the same whatever is said in it, for the encoder's states are as many.
+    """
+    own, *mixes = names
+    least = _SHORT_TOKENS if mixes else 0
+    sets = [ExampleSet(work / own, least), *(ExampleSet(work / mix) for mix in mixes)]
+    return _Examples(sets if any(map(len, sets)) else [ExampleSet(work / own)])
 
 
 class _Makers:
@@ -333,7 +343,6 @@ def _material(
     """All examples; what an earlier start has made of them is used again.
 
     Raises:
-        AudioError: Nothing could be decoded.
         DiaristError: There is too little speech.
     """
     ledger = _Ledger(work / "material.json")
@@ -353,9 +362,10 @@ def _material(
         own("held-out", "labelling held-out recordings", measure)
     recordings = None if "own" in ledger.speech_s else own("own", "labelling recordings", learn)
     if ledger.speech_s["own"] < MIN_SPEECH_S or not ledger.speech_s["held-out"]:
+        reasons = "".join(f"; {warning}" for warning in ledger.warnings[:3])
         raise DiaristError(
             f"{ledger.speech_s['own']:.0f} s of speech to learn from and {ledger.speech_s['held-out']:.0f} s to measure "
-            f"by is too little: at least {MIN_SPEECH_S:.0f} s to learn from are needed, an hour or more is better"
+            f"by is too little: at least {MIN_SPEECH_S:.0f} s to learn from are needed, an hour or more is better{reasons}"
         )
     names = ["own"]
     for mix in range(1, options.mixes + 1):
@@ -371,7 +381,7 @@ def _material(
         names.append(name)
     every = ExampleSet(work / "held-out")
     return _Material(
-        examples=_Examples([ExampleSet(work / name) for name in names]),
+        examples=_examples(work, names),
         held_out=[every[index] for index in range(min(len(every), _HELD_OUT_WINDOWS))],
         speech_s=ledger.speech_s["own"],
         warnings=ledger.warnings,

@@ -25,6 +25,7 @@ from diarist.asr.recognizer import RecognitionStream
 from diarist.asr.windows import WindowOptions, gather, pack
 from diarist.audio import open_audio, waveform_stream
 from diarist.diarization.stream import Diarizer
+from diarist.distillation.objective import SoftTargets
 from diarist.distillation.teacher import GREEDY, Example, Teacher
 from diarist.errors import AudioError
 from diarist.timeline import Segment, union
@@ -76,7 +77,6 @@ def own_windows(
     streams: list[tuple[NDArray[np.float32], tuple[Segment, ...], RecognitionStream]] = []
     warnings: list[str] = []
     options = DecodingOptions(language, temperatures=GREEDY.temperatures, word_timestamps=False)
-    english_only = None if teacher.loop.vocabulary.multilingual else "en"
     for index, path in enumerate(paths):
         try:
             waveform, speech = _hear(path, diarizer)
@@ -97,8 +97,8 @@ def own_windows(
         teacher.loop.step()
         step(1.0)
     writer.write(teacher.collect())
-    heard = [Recording(wave, speech, stream.result().language or "") for wave, speech, stream in streams]
-    return [each for each in heard if each.language or english_only], warnings
+    heard = [Recording(wave, speech, stream.result().language) for wave, speech, stream in streams]
+    return [each for each in heard if each.language], warnings
 
 
 def _hear(path: Path, diarizer: Diarizer) -> tuple[NDArray[np.float32], tuple[Segment, ...]]:
@@ -180,17 +180,24 @@ def _joined(stretches: Sequence[NDArray[np.float32]], random: np.random.Generato
 
 
 class ExampleSet:
-    """Examples in a folder, read when they are wanted."""
+    """Examples in a folder, read when they are wanted.
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("*.safetensors"))
+    Args:
+        folder: Where `ExampleWriter` put them.
+        least_tokens: Examples with fewer are left out.
+    """
+
+    def __init__(self, folder: Path, least_tokens: int = 0) -> None:
+        paths = sorted(folder.glob("*.safetensors"))
+        self.paths = [path for path in paths if len(models.read_tensors(path)["tokens"]) >= least_tokens]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
         stored = models.read_tensors(self.paths[index])
-        return Example(stored["states"], stored["tokens"], int(stored["prompt"]), stored["hidden"])
+        soft = SoftTargets(stored["soft_tokens"], stored["soft_probabilities"])
+        return Example(stored["states"], stored["tokens"], int(stored["prompt"]), stored["hidden"], soft)
 
 
 class ExampleWriter:
@@ -206,8 +213,14 @@ class ExampleWriter:
     def write(self, examples: Iterable[Example]) -> None:
         for example in examples:
             path = self._aside / f"{self._count:06d}.safetensors"
-            prompt = torch.tensor(example.prompt)
-            tensors = {"states": example.states, "tokens": example.tokens, "hidden": example.hidden, "prompt": prompt}
+            tensors = {
+                "states": example.states,
+                "tokens": example.tokens,
+                "prompt": torch.tensor(example.prompt),
+                "hidden": example.hidden,
+                "soft_tokens": example.soft.tokens,
+                "soft_probabilities": example.soft.probabilities,
+            }
             models.write_tensors(path, tensors)
             self._count += 1
 

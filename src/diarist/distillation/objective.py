@@ -16,6 +16,8 @@ from diarist.asr.rules import RuleState, greedy
 from diarist.asr.text import Vocabulary
 
 _CHUNK = 128  # positions whose logits, (128, n_vocab) in float32, are in memory at once: they stay in the cache
+SOFT_TOKENS = 32
+"""Tokens kept of each of the teacher's distributions: all but a thousandth of it, at most positions."""
 _NEVER = -1e4  # of a logit: e to it is 0 even in float32, while 0 x it is not NaN, as 0 x -inf would be
 
 
@@ -33,52 +35,73 @@ class Output:
         return (hidden.to(self.embedding.dtype) @ self.embedding.T).float() + self.bias
 
 
-def distillation_loss(
-    hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, output: Output, soft_share: float
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class SoftTargets:
+    """What the teacher held likely at m positions: its likeliest tokens, and nothing of the others.
+
+    Kept so, as the whole distribution costs as much anew in each step as the student's own.
+    """
+
+    tokens: Tensor
+    """int32, shape (m, SOFT_TOKENS)."""
+    probabilities: Tensor
+    """float16, alike; each row sums to one."""
+
+
+def soft_targets(hidden: Tensor, output: Output) -> SoftTargets:
+    """Of the teacher's hidden states (m, s); on the CPU."""
+    parts = [output.logits(part).topk(SOFT_TOKENS, dim=1) for part in torch.split(hidden, _CHUNK)]
+    tokens, logits = torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+    return SoftTargets(tokens.to("cpu", torch.int32), logits.softmax(dim=1).to("cpu", torch.float16))
+
+
+def distillation_loss(hidden: Tensor, labels: Tensor, soft: SoftTargets, output: Output, soft_share: float) -> Tensor:
     """Cross-entropy with (1 - soft_share) of the label and soft_share of the teacher's distribution, in nats.
 
     Args:
         hidden: The student's, shape (m, s), of the m positions that count.
-        teacher_hidden: The teacher's, alike.
         labels: Tokens that the teacher wrote, int64, shape (m,).
+        soft: What else it held likely there.
         output: From hidden states to logits; not trained.
         soft_share: In [0, 1].
 
     Returns:
         The mean over the positions, float32, shape ().
     """
-    loss: Tensor = _CrossEntropy.apply(hidden, teacher_hidden, labels, output, soft_share)  # type: ignore[no-untyped-call]
+    tokens = torch.cat([labels[:, None], soft.tokens.to(labels)], dim=1)
+    weights = torch.nn.functional.pad(soft.probabilities.to(hidden) * soft_share, (1, 0), value=1 - soft_share)
+    loss: Tensor = _CrossEntropy.apply(hidden, tokens, weights, output)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The gradient is computed with the loss, a few positions at a time: logits of a batch would take gigabytes."""
+    """With targets that are weights (m, k), summing to one, of few tokens (m, k), a token perhaps twice.
+
+    The gradient is computed with the loss, a few positions at a time: logits of a batch would take gigabytes.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, teacher_hidden: Tensor, labels: Tensor, output: Output, soft_share: float
-    ) -> Tensor:
-        bias = output.bias.clamp_min(_NEVER)
-        finite = Output(output.embedding, bias)
+    def forward(ctx: Any, hidden: Tensor, tokens: Tensor, weights: Tensor, output: Output) -> Tensor:
+        finite = Output(output.embedding, output.bias.clamp_min(_NEVER))
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), device=hidden.device)
         for first in range(0, len(hidden), _CHUNK):
             part = slice(first, first + _CHUNK)
-            target = finite.logits(teacher_hidden[part]).softmax(dim=1).mul_(soft_share)
-            target[torch.arange(len(target)), labels[part]] += 1 - soft_share
             logits = finite.logits(hidden[part])
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            total += normaliser.sum() - torch.einsum("mv,mv->", target, logits)
-            pull = logits.sub_(normaliser).exp_().sub_(target)
+            wanted = (logits.gather(1, tokens[part]) * weights[part]).sum(dim=1)
+            largest = logits.amax(dim=1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()
+            sums = exponentials.sum(dim=1, keepdim=True)
+            total += (largest + sums.log()).sum() - wanted.sum()
+            pull = exponentials.div_(sums).scatter_add_(1, tokens[part], -weights[part])
             gradient[part] = (pull.to(output.embedding.dtype) @ output.embedding).to(hidden.dtype)
         ctx.save_for_backward(gradient.div_(len(hidden)))
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None, None, None
+        return gradient * gradients[0], None, None, None
 
 
 def choices(hidden: Tensor, written: Tensor, output: Output, vocabulary: Vocabulary, *, timestamps: bool) -> Tensor:

@@ -28,28 +28,41 @@ class _Attention(nn.Module):
         """Attend from x (n, q, s) to source (n, f, s)."""
 
         def split(y: Tensor) -> Tensor:
-            return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
+            return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2).contiguous()
 
         queries, keys, values = split(self.query(x)), split(self.key(source)), split(self.value(source))
-        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        if causal:
+            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        else:  # few queries and many keys: written out it takes half the time of the fused kernel and its backward
+            weights = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+            attended = weights.softmax(dim=-1).to(values.dtype) @ values
         return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):
     """One decoder layer; its parameters have openai-whisper's names."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.attn_ln, self.attn = nn.LayerNorm(width), _Attention(width, heads)
         self.cross_attn_ln, self.cross_attn = nn.LayerNorm(width), _Attention(width, heads)
         self.mlp_ln = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, states: Tensor) -> Tensor:
+        x, features = self.features(x, states)
+        return x + self.dropped(self.mlp[2](features))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+    def features(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last product adds to, (n, q, s), and what it is of, (n, q, 4 s)."""
         normed = self.attn_ln(x)
-        x = x + self.attn(normed, normed, causal=True)
-        x = x + self.cross_attn(self.cross_attn_ln(x), states, causal=False)
-        return x + self.mlp(self.mlp_ln(x))  # type: ignore[no-any-return]
+        x = x + self.dropped(self.attn(normed, normed, causal=True))
+        x = x + self.dropped(self.cross_attn(self.cross_attn_ln(x), states, causal=False))
+        return x, self.mlp[1](self.mlp[0](self.mlp_ln(x)))
 
 
 class Student(nn.Module):
@@ -59,11 +72,14 @@ class Student(nn.Module):
         dims: Of the main model.
         tensors: Of the main model.
         layers: Which of its decoder layers to copy, in order.
+        dropout: Share of what each part of a layer adds that is left out in training.
     """
 
-    def __init__(self, dims: WhisperDims, tensors: Mapping[str, Tensor], layers: Sequence[int]) -> None:
+    def __init__(
+        self, dims: WhisperDims, tensors: Mapping[str, Tensor], layers: Sequence[int], dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Block(dims.n_text_state, dims.n_text_head) for _ in layers)
+        self.blocks = nn.ModuleList(_Block(dims.n_text_state, dims.n_text_head, dropout) for _ in layers)
         for block, layer in zip(self.blocks, layers, strict=True):
             prefix = f"decoder.blocks.{layer}."
             block.load_state_dict(
@@ -92,10 +108,21 @@ class Student(nn.Module):
         Returns:
             Shape (n, q, s).
         """
-        x = F.embedding(tokens, self.embedding) + self.positions[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x, states)
+        x, features = self.features(tokens, states)
+        x = x + F.dropout(self.last_product(features), self.blocks[-1].dropout, self.training)  # type: ignore[arg-type]
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias)
+
+    def features(self, tokens: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the last layer what its last product adds to, (n, q, s), and what it is of, (n, q, 4 s)."""
+        x = F.embedding(tokens, self.embedding) + self.positions[: tokens.shape[1]]
+        for block in self.blocks[:-1]:
+            x = block(x, states)
+        found: tuple[Tensor, Tensor] = self.blocks[-1].features(x, states)  # type: ignore[operator]
+        return found
+
+    @property
+    def last_product(self) -> nn.Linear:
+        return self.blocks[-1].mlp[2]  # type: ignore[index, return-value]
 
     def layers(self) -> dict[str, Tensor]:
         """The trained tensors under openai-whisper's names: `decoder.blocks.0.attn.query.weight`, ..."""

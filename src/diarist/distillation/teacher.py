@@ -1,8 +1,7 @@
 """What the main model says about windows, in the form in which an assistant learns from it.
 
 The tokens are those of the engine itself (greedy, timestamps and suppression rules included), because a draft counts
-only where it equals them. Of the model's probabilities nothing is kept but the decoder's last hidden states: with the
-shared embedding they give back every probability exactly, in a sixth of the place of the 256 likeliest of them.
+only where it equals them. Its probabilities and last hidden states come from reading them once more, all at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,9 @@ from torch import Tensor
 from diarist.asr.decoding import Decoded, DecodingLoop, Job, SpokenLanguage
 from diarist.asr.network import Decoder, DecoderCache, Encoder
 from diarist.asr.options import DecodingOptions
+from diarist.asr.rules import suppression_bias
 from diarist.compute import Compute
+from diarist.distillation.objective import Output, SoftTargets, soft_targets
 from diarist.models import WhisperCheckpoint
 
 GREEDY = DecodingOptions(temperatures=(0.0,), word_timestamps=False)
@@ -36,6 +37,8 @@ class Example:
     """How many of the tokens were given, not written."""
     hidden: Tensor
     """The main decoder's last hidden state from which each written token was chosen; bfloat16, (written, s)."""
+    soft: SoftTargets
+    """What else it held likely there."""
 
     @property
     def written(self) -> Tensor:
@@ -105,6 +108,8 @@ class Teacher:
         self.loop = LabellingLoop(checkpoint, compute, rows)
         self._dims, self._compute = checkpoint.dims, compute
         self._decoder = Decoder(checkpoint.dims, checkpoint.tensors, compute)
+        bias = suppression_bias(self.loop.vocabulary, checkpoint.suppress_tokens).to(compute.device)
+        self._output = Output(self._decoder.embedding, bias)
 
     def label(
         self, windows: Sequence[tuple[NDArray[np.float32], str]], step: Callable[[float], None]
@@ -145,14 +150,16 @@ class Teacher:
         tokens = pad_tokens([torch.tensor(each.tokens[:-1]) for each in heard]).to(device)
         starts = torch.zeros(len(heard), dtype=torch.int64, device=device)
         hidden = self._decoder(tokens, starts, cache, slice(0, len(heard)))
+        written = [hidden[row, each.prompt - 1 : len(each.tokens) - 1] for row, each in enumerate(heard)]
         return [
             Example(
                 states=each.states,
                 tokens=torch.tensor(each.tokens),
                 prompt=each.prompt,
-                hidden=hidden[row, each.prompt - 1 : len(each.tokens) - 1].to("cpu", torch.bfloat16).clone(),
+                hidden=chosen_from.to("cpu", torch.bfloat16).clone(),
+                soft=soft_targets(chosen_from, self._output),
             )
-            for row, each in enumerate(heard)
+            for each, chosen_from in zip(heard, written, strict=True)
         ]
 
 

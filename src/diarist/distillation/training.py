@@ -20,7 +20,7 @@ from diarist import models
 from diarist.asr.rules import suppression_bias
 from diarist.asr.text import Vocabulary
 from diarist.compute import Compute
-from diarist.distillation.objective import Output, choices, distillation_loss, passes
+from diarist.distillation.objective import Output, SoftTargets, choices, distillation_loss, passes
 from diarist.distillation.student import Student
 from diarist.distillation.teacher import Example, pad_tokens
 from diarist.models import WhisperCheckpoint
@@ -28,6 +28,7 @@ from diarist.models import WhisperCheckpoint
 DRAFTED = 4
 """Draft length for which tokens per pass are reported."""
 _MEASUREMENTS = 20  # over the whole of a training, besides the one before it
+_RIDGE = 1e-2  # of the mean of the Gram matrix's diagonal
 _SAVE_EVERY_S = 60.0
 _STATE = "state"  # the tensor that holds the rest of the checkpoint, as JSON
 
@@ -40,16 +41,21 @@ class TrainingOptions:
     """Steps in all; None goes on until `minutes` are over."""
     minutes: float = 60.0
     """Time in all, from the first look at the recordings, interruptions not counted. Whichever of both ends first."""
-    batch: int = 8
-    """Windows in a step."""
-    peak: float = 3e-4
+    batch: int = 4
+    """Windows in a step: some three hundred tokens."""
+    peak: float = 1.5e-4
     """Largest learning rate."""
-    warm_up: float = 0.03
+    warm_up: float = 0.05
     """Share of the training in which the learning rate rises to its peak; then it falls as a cosine to a hundredth."""
     soft_share: float = 0.5
     """Weight of the teacher's distribution beside that of the token that it wrote."""
     weight_decay: float = 0.01
     """Of AdamW."""
+    dropout: float = 0.1
+    """Share of what each part of a layer adds that is left out in a step."""
+    token_noise: float = 0.15
+    """Share of the text tokens that the student reads wrong in a step. An hour of text is soon known by heart, and who
+    knows it by heart does not listen: wrong tokens make the sound the better guide."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     seed: int = 0
@@ -61,7 +67,7 @@ class Measurement:
 
     step: int
     seconds: float
-    """Since the first step, interruptions not counted."""
+    """Since training began, measuring counted and interruptions not."""
     loss: float | None
     """Mean training loss since the measurement before, in nats a token; None before the first step."""
     acceptance: float
@@ -90,7 +96,6 @@ class Trainer:
         compute: Device, and the precision in which the main model runs: the student is trained in bfloat16 if that is
             one of 16 bits, with its weights in float32.
         options: How.
-        timestamps: Whether the texts hold timestamps.
     """
 
     def __init__(
@@ -100,7 +105,8 @@ class Trainer:
             checkpoint.tokenizer, checkpoint.dims.n_vocab, multilingual=checkpoint.multilingual
         )
         self.options = options
-        self.student = Student(checkpoint.dims, checkpoint.tensors, layers).to(compute.device)
+        self.student = Student(checkpoint.dims, checkpoint.tensors, layers, options.dropout).to(compute.device)
+        self.student.eval()
         self._device = compute.device
         self._dtype = torch.float32 if compute.dtype == torch.float32 else torch.bfloat16
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens).to(self._device)
@@ -156,34 +162,40 @@ class Trainer:
             spent_s: Seconds of the time that went by before training.
             report: Told the share that is done and the latest measurement, after every step.
         """
+        progress = self._progress
+        begun = time.monotonic() - progress.seconds  # had there been no interruption
         try:
-            if not self._progress.measurements:
+            if not progress.measurements:
+                self._regress(examples)
                 self._measure(held_out)
             saved = time.monotonic()
             while (done := self.done(spent_s)) < 1:
-                self._timed_step(examples, done)
+                self._take_step(examples, done)
+                progress.seconds = time.monotonic() - begun
                 after = self.done(spent_s)
                 if math.floor(after * _MEASUREMENTS) > math.floor(done * _MEASUREMENTS):
                     self._measure(held_out)
-                report(after, self._progress.measurements[-1])
+                report(after, progress.measurements[-1])
                 if time.monotonic() - saved > _SAVE_EVERY_S:
                     self.save(path)
                     saved = time.monotonic()
         finally:
             self.save(path)
 
-    def _timed_step(self, examples: Sequence[Example], done: float) -> None:
-        begun = time.monotonic()
+    def _take_step(self, examples: Sequence[Example], done: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(done, self.options)
-        loss = self._loss([examples[place] for place in self._places(len(examples))])
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(self.options.seed * 1_000_003 + self._progress.step)
+            self.student.train()
+            loss = self._loss([examples[place] for place in self._places(len(examples))])
+            self.student.eval()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.options.clip)
         self._optimizer.step()
-        self._progress.losses.append(float(loss))
+        self._progress.losses.append(float(loss.detach()))
         self._progress.step += 1
-        self._progress.seconds += time.monotonic() - begun
 
     def _places(self, count: int) -> list[int]:
         """Which examples the next step takes: each once a round, rounds in orders of their own."""
@@ -196,16 +208,61 @@ class Trainer:
 
     def _loss(self, batch: Sequence[Example]) -> Tensor:
         hidden = torch.cat(self._written_hidden(batch))
-        teacher_hidden = torch.cat([example.hidden for example in batch]).to(self._device)
         labels = torch.cat([example.written for example in batch]).to(self._device)
-        return distillation_loss(hidden.float(), teacher_hidden, labels, self._output, self.options.soft_share)
+        soft = SoftTargets(
+            torch.cat([example.soft.tokens for example in batch]).to(self._device),
+            torch.cat([example.soft.probabilities for example in batch]).to(self._device),
+        )
+        return distillation_loss(hidden.float(), labels, soft, self._output, self.options.soft_share)
+
+    # --- beginning ---
+
+    @torch.no_grad()
+    def _regress(self, examples: Sequence[Example]) -> None:
+        """Set the student's last product so that its hidden states come closest to the teacher's.
+
+        A layer taken from the middle of a decoder leaves its output in another frame than the last norm expects.
+        Ridge regression from the last layer's features to the teacher's states puts it right in one look at the
+        examples, which takes gradient descent some hundred steps. The teacher's states are known after the norm, which
+        forgets their length, so that they are brought to the length of the student's.
+        """
+        student = self.student
+        product = student.last_product
+        width = product.in_features + 1
+        gram = torch.zeros(width, width, dtype=torch.float64)
+        moment = torch.zeros(width, product.out_features, dtype=torch.float64)
+        for first in range(0, len(examples), self.options.batch):
+            batch = [examples[place] for place in range(first, min(first + self.options.batch, len(examples)))]
+            tokens, states = self._inputs(batch)
+            with self._precision():
+                residual, features = student.features(tokens, states)
+            added = product(features.float())
+            for row, example in enumerate(batch):
+                part = slice(example.prompt - 1, len(example.tokens) - 1)
+                x, wanted = residual[row, part].float(), example.hidden.to(self._device).float()
+                wanted = (wanted - student.norm_bias) / student.norm_weight
+                wanted = wanted * (x + added[row, part]).std(dim=1, keepdim=True)
+                known = torch.nn.functional.pad(features[row, part].float(), (0, 1), value=1.0)
+                gram += (known.T @ known).double().cpu()
+                moment += (known.T @ (wanted - x)).double().cpu()
+        before = torch.cat([product.weight.T, product.bias[None]]).double().cpu()
+        ridge = _RIDGE * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+        after = torch.linalg.solve(gram + ridge, moment + ridge @ before).float()
+        product.weight.copy_(after[:-1].T)
+        product.bias.copy_(after[-1])
+
+    def _inputs(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        tokens = pad_tokens([example.tokens[:-1] for example in batch]).to(self._device)
+        states = torch.stack([example.states for example in batch]).to(self._device)
+        return tokens, states.to(self._dtype)
 
     def _written_hidden(self, batch: Sequence[Example]) -> list[Tensor]:
         """Of each example the student's hidden states (m, s) that choose what was written."""
-        tokens = pad_tokens([example.tokens[:-1] for example in batch]).to(self._device)
-        states = torch.stack([example.states for example in batch]).to(self._device)
+        tokens, states = self._inputs(batch)
+        if self.student.training:
+            tokens = noisy(tokens, self.options.token_noise, self.vocabulary)
         with self._precision():
-            hidden = self.student(tokens, states.to(self._dtype))
+            hidden = self.student(tokens, states)
         return [row[example.prompt - 1 : len(example.tokens) - 1] for row, example in zip(hidden, batch, strict=True)]
 
     def _precision(self) -> AbstractContextManager[None]:
@@ -273,6 +330,12 @@ class Trainer:
                     state = {key: stored[where].clone() for key, where in kept.items()}
                     moments = {key: value.to(self._device) for key, value in state.items() if key != "step"}
                     self._optimizer.state[parameter] = {"step": state["step"], **moments}
+
+
+def noisy(tokens: Tensor, share: float, vocabulary: Vocabulary) -> Tensor:
+    """Tokens with about `share` of the text tokens replaced by others at random; timestamps and prompts stay."""
+    wrong = (torch.rand(tokens.shape, device=tokens.device) < share) & (tokens < vocabulary.end)
+    return torch.where(wrong, torch.randint_like(tokens, vocabulary.end), tokens)
 
 
 def learning_rate(done: float, options: TrainingOptions) -> float:
