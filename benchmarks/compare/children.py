@@ -1,10 +1,10 @@
 """The parent's half of the conversation: starting peers, asking them, and giving up on them in time."""
 
+import contextlib
 import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -74,10 +74,8 @@ class Child:
         """End it, gently at first."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(OSError):  # it may have gone already
             self._process.stdin.close()
-        except OSError:
-            pass  # it has gone already
         try:
             self._process.wait(_QUIT_S)
         except subprocess.TimeoutExpired:
@@ -129,16 +127,15 @@ class Child:
 
 def environment(peer: Peer, threads: int, python: Path) -> dict[str, str]:
     """Environment variables of a peer: the same threads for all, and no network."""
-    here = Path(__file__).resolve().parents[1]
-    paths = [str(here)]
-    if peer.environment is None:
-        paths.append(os.environ.get("PYTHONPATH", ""))
+    paths = [Path(__file__).resolve().parents[1]]
+    if peer.environment is None:  # sees what this process sees
+        paths += [Path(path).absolute() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {
         **os.environ,
         **{name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", "")]),
         **peer.variables,
     }
@@ -155,7 +152,3 @@ def descendants(process: int) -> list[int]:
         for child in direct:
             found += [child, *descendants(child)]
     return found
-
-
-def own_python() -> Path:
-    return Path(sys.executable)

@@ -21,20 +21,30 @@ def ensure(environment: Environment, cache: Path) -> Path:
     folder = cache / "environments" / environment.name
     python = folder / "bin" / "python"
     stamp = folder / "installed.json"
-    wanted = json.dumps([environment.requirements, environment.dependencies, str(base), sys.version])
+    wanted = json.dumps(
+        [environment.requirements, environment.dependencies, environment.without, str(base), sys.version]
+    )
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
     log = cache / "logs" / f"install-{environment.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         _run([sys.executable, "-m", "venv", "--clear", str(folder)], output.fileno(), log)
-        if base is not None:
-            (_packages(folder) / f"base-{base.parent.parent.name}.pth").write_text(f"{_packages(base.parent.parent)}\n")
+        seen = [str(_packages(cache / "environments" / name)) for name in _bases(environment)]
+        (_packages(folder) / "bases.pth").write_text("\n".join(seen))
         pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
         alone = [] if environment.dependencies else ["--no-deps"]
         _run([*pip, *alone, *environment.requirements], output.fileno(), log)
+        if environment.without:
+            _run([str(python), "-m", "pip", "uninstall", "--yes", *environment.without], output.fileno(), log)
     stamp.write_text(wanted)
     return python
+
+
+def _bases(environment: Environment) -> list[str]:
+    """Names of the environments whose packages it sees, nearest first: Python does not follow one from another."""
+    base = environment.base
+    return [base.name, *_bases(base)] if base else []
 
 
 def _packages(folder: Path) -> Path:

@@ -21,6 +21,8 @@ class Environment:
     base: "Environment | None" = None
     dependencies: bool = True
     """False: what the requirements themselves require is not installed."""
+    without: tuple[str, ...] = ()
+    """Packages that come along and only do harm: removed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of the child's environment."""
+
+    @property
+    def recognizes(self) -> bool:
+        """Whether it can be asked for a text alone: who does the whole can do that part."""
+        return bool({"recognition", "whole"} & set(self.works))
 
 
 TORCH = Environment("torch", ("torch==2.13.0", "numpy==2.4.6"))

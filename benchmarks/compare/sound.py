@@ -12,7 +12,8 @@ SAMPLE_RATE = 16_000
 def read_wav(path: str) -> NDArray[np.float32]:
     """Samples in [-1, 1). Shape (samples,)."""
     with wave.open(path, "rb") as file:
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 def write_wav(path: str, samples: NDArray[Any]) -> None:

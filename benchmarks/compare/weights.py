@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
 from compare.peer import PeerError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from diarist.models import LocalModel, WhisperCheckpoint
@@ -100,7 +99,8 @@ def hugging_face_folder(folder: Path) -> Path:
 
 
 def _hugging_face_tables(checkpoint: "WhisperCheckpoint") -> dict[str, dict[str, Any]]:
-    dims, token = checkpoint.dims, checkpoint.tokenizer.token_to_id
+    dims, vocabulary = checkpoint.dims, checkpoint.tokenizer.get_vocab()
+    token = vocabulary.__getitem__
     start, end = token("<|startoftranscript|>"), token("<|endoftext|>")
     ids = {
         "bos_token_id": end,
@@ -110,11 +110,8 @@ def _hugging_face_tables(checkpoint: "WhisperCheckpoint") -> dict[str, dict[str,
         "begin_suppress_tokens": list(checkpoint.begin_suppress_tokens),
         "suppress_tokens": list(checkpoint.suppress_tokens),
     }
-    languages = {
-        text: number
-        for text, number in checkpoint.tokenizer.get_vocab().items()
-        if start < number < token("<|translate|>")
-    }
+    after_languages = token("<|translate|>")
+    languages = {text: number for text, number in vocabulary.items() if start < number < after_languages}
     special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     return {
         "config.json": {

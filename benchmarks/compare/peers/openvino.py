@@ -17,6 +17,7 @@ _CONVERSION = Environment(
     "openvino-conversion",
     ("torch==2.13.0", "optimum-intel==2.2.0", f"openvino=={_OPENVINO}", "openvino-tokenizers", "nncf"),
     base=TORCH,
+    without=("torchvision",),  # built for another torch, and transformers does not import beside it
 )
 _CONVERSION_S = 15 * 60
 

@@ -72,6 +72,7 @@ def _stretches(turns: Sequence[tuple[float, float, str]]) -> list[tuple[str, flo
 
 
 def _load(task: Task) -> Mapping[Work, Hear]:
+    pyannote.without_torchaudio_extension()  # transformers imports it too
     torch: Any = import_module("torch")
     torch.set_num_threads(task.threads)
     transformers: Any = import_module("transformers")

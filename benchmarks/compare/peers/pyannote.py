@@ -37,7 +37,7 @@ def prepare(kit: Kit) -> Mapping[str, str]:
 
     from diarist import models
 
-    parts = models.diarization_parts("pyannote/speaker-diarization-community-1")
+    parts = models.diarization_parts("default")
     folder = kit.folder / "pyannote"
     paths = {name: folder / f"{name}.safetensors" for name in ("segmentation", "embedding")}
     if not all(path.is_file() for path in paths.values()):
