@@ -35,6 +35,12 @@ class Task:
     """What it will be asked for; it need not load more."""
     threads: int
 
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        """The task that its fields, written as an object, came from."""
+        table = json.loads(text)
+        return cls(**{**table, "works": tuple(table["works"])})
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:
@@ -63,7 +69,7 @@ def serve(load: Callable[[Task], Mapping[Work, Hear]], packages: tuple[str, ...]
     answers = _only_answers_on_stdout()
     try:
         begun = time.perf_counter()
-        hear = load(Task(**json.loads(sys.argv[1])))
+        hear = load(Task.from_json(sys.argv[1]))
         seconds = time.perf_counter() - begun
         ready = {"seconds": seconds, "versions": {package: version(package) for package in packages}}
     except Exception as error:  # noqa: BLE001 - whatever a peer raises is its answer

@@ -15,7 +15,13 @@ from compare.sound import read_wav
 _OPENVINO = "2026.4.1"
 _CONVERSION = Environment(
     "openvino-conversion",
-    ("torch==2.13.0", "optimum-intel==2.2.0", f"openvino=={_OPENVINO}", "openvino-tokenizers", "nncf"),
+    (
+        "torch==2.13.0",
+        "optimum-intel==2.2.0",
+        f"openvino=={_OPENVINO}",
+        f"openvino-tokenizers=={_OPENVINO}.0",
+        "nncf==3.4.0",
+    ),
     base=TORCH,
     without=("torchvision",),  # built for another torch, and transformers does not import beside it
 )
@@ -57,7 +63,7 @@ PEERS = (
         settings="int8 weights, sequential, timestamps",
         module="compare.peers.openvino",
         works=("recognition",),
-        environment=Environment("openvino", ("openvino-genai==2026.4.1.0", "numpy==2.4.6")),
+        environment=Environment("openvino", (f"openvino-genai=={_OPENVINO}.0", "numpy==2.4.6")),
         prepare=_prepare,
     ),
 )

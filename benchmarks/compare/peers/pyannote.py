@@ -19,7 +19,7 @@ ENVIRONMENT = Environment(
         "pyannote.audio==4.0.7",
         "torchaudio==2.11.0",
         "torchcodec==0.13.0",
-        "safetensors",
+        "safetensors==0.8.0",
     ),
     base=TORCH,
 )
