@@ -61,4 +61,15 @@ class Peer:
         return bool({"recognition", "whole"} & set(self.works))
 
 
+def made(path: Path, make: Callable[[Path], None]) -> Path:
+    """A file or folder that is made under another name first, so that one made by halves is never taken for it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.part")
+        make(unfinished)
+        unfinished.rename(path)
+    return path
+
+
 TORCH = Environment("torch", ("torch==2.13.0", "numpy==2.4.6"))
+"""Once for all that need it. Whether it is a build for CPUs is the package index's choice."""

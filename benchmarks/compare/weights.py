@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from compare.peer import PeerError
+from compare.peer import PeerError, made
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from diarist.models import LocalModel, WhisperCheckpoint
 
 MODEL = "base"
-_DONE = "done"
 _CTRANSLATE2_FILES = ("config.json", "model.bin", "tokenizer.json")
 
 
@@ -74,16 +73,17 @@ def hugging_face_name(name: str) -> str:
 
 
 def hugging_face_folder(folder: Path) -> Path:
-    """Write the checkpoint as transformers reads it, in float32, unless that has been done."""
-    if (folder / _DONE).is_file():
-        return folder
+    """The checkpoint as transformers reads it, in float32; written unless that has been done."""
+    return made(folder, _write_hugging_face)
+
+
+def _write_hugging_face(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from diarist import models
 
-    local = whisper()
-    checkpoint = models.load_whisper(local)
-    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = models.load_whisper(whisper())
+    folder.mkdir(exist_ok=True)
     tensors = {hugging_face_name(name): tensor.float().contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for name, table in _hugging_face_tables(checkpoint).items():
@@ -94,8 +94,6 @@ def hugging_face_folder(folder: Path) -> Path:
     (folder / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]), encoding="utf-8")
     pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"])
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n", encoding="utf-8")
-    (folder / _DONE).touch()
-    return folder
 
 
 def _hugging_face_tables(checkpoint: "WhisperCheckpoint") -> dict[str, dict[str, Any]]:
@@ -178,21 +176,21 @@ _GGML_COLUMNS = ("encoder.conv1.bias", "encoder.conv2.bias")
 
 
 def ggml_file(path: Path) -> Path:
-    """Write the checkpoint as whisper.cpp reads it, matrices in float16, unless that has been done.
+    """The checkpoint as whisper.cpp reads it, matrices in float16; written unless that has been done."""
+    return made(path, _write_ggml)
 
-    Little-endian: magic, eleven sizes, mel filters, the vocabulary without its special tokens, tensors with their sizes
-    in reverse. (ggml-org/whisper.cpp, `models/README.md` and `whisper_model_load`.)
+
+def _write_ggml(path: Path) -> None:
+    """Little-endian: magic, eleven sizes, mel filters, the vocabulary without its special tokens, the tensors.
+
+    (ggml-org/whisper.cpp, `models/README.md` and `whisper_model_load`.)
     """
-    if path.is_file():
-        return path
     from diarist import models
     from diarist.asr.features import mel_filters
 
     checkpoint = models.load_whisper(whisper())
     dims = checkpoint.dims
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with path.open("wb") as file:
         audio = (dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
         text = (dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer)
         file.write(struct.pack("<12i", _GGML_MAGIC, dims.n_vocab, *audio, *text, dims.n_mels, _GGML_FLOAT16))
@@ -204,8 +202,6 @@ def ggml_file(path: Path) -> Path:
             file.write(struct.pack("<i", len(word)) + word)
         for name, tensor in checkpoint.tensors.items():
             _write_ggml_tensor(file, name, tensor.float().numpy())
-    unfinished.rename(path)
-    return path
 
 
 def _write_ggml_tensor(file: BinaryIO, name: str, values: "NDArray[np.float32]") -> None:

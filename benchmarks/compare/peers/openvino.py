@@ -1,6 +1,7 @@
 """OpenVINO GenAI: int8 weights, computed in what OpenVINO takes for best on the processor (bf16 where it has AMX)."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from importlib import import_module
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compare.environments import last_error
-from compare.peer import TORCH, Environment, Kit, Peer, PeerError
+from compare.peer import TORCH, Environment, Kit, Peer, PeerError, made
 from compare.protocol import Hear, Heard, Task, Work, serve
 from compare.sound import read_wav
 
@@ -31,11 +32,11 @@ _CONVERSION_S = 15 * 60
 def _prepare(kit: Kit) -> Mapping[str, str]:
     from compare import weights
 
-    folder = kit.folder / "openvino-int8"
-    if not (folder / "openvino_tokenizer.xml").is_file():  # written last
-        source = weights.hugging_face_folder(kit.folder / "hugging-face")
-        _convert(source, folder, kit.python(_CONVERSION))
-    return {"whisper": str(folder)}
+    def convert(folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was interrupted
+        _convert(weights.hugging_face_folder(kit.folder / "hugging-face"), folder, kit.python(_CONVERSION))
+
+    return {"whisper": str(made(kit.folder / "openvino-int8", convert))}
 
 
 def _convert(source: Path, folder: Path, python: Path) -> None:

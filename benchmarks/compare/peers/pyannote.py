@@ -4,12 +4,16 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from math import sqrt
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compare.peer import TORCH, Environment, Kit, Peer
+from compare.peer import TORCH, Environment, Kit, Peer, made
 from compare.protocol import Hear, Heard, Task, Work, serve
 from compare.sound import SAMPLE_RATE, read_wav
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENVIRONMENT = Environment(
     "original",
@@ -39,15 +43,21 @@ def prepare(kit: Kit) -> Mapping[str, str]:
 
     parts = models.diarization_parts("default")
     folder = kit.folder / "pyannote"
-    paths = {name: folder / f"{name}.safetensors" for name in ("segmentation", "embedding")}
-    if not all(path.is_file() for path in paths.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-        segmentation = models.load_segmentation(models.resolve(parts.segmentation, "segmentation"))
-        embedding = models.load_embedding(models.resolve(parts.embedding, "embedding"))
-        for name, tensors in (("segmentation", segmentation), ("embedding", embedding)):
-            save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, paths[name])
-    plda = models.resolve(parts.plda or "", "plda").directory
-    return {**{name: str(path) for name, path in paths.items()}, "plda": str(plda)}
+
+    def segmentation(path: Path) -> None:
+        save(models.load_segmentation(models.resolve(parts.segmentation, "segmentation")), path)
+
+    def embedding(path: Path) -> None:
+        save(models.load_embedding(models.resolve(parts.embedding, "embedding")), path)
+
+    def save(tensors: "Mapping[str, Tensor]", path: Path) -> None:
+        save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, path)
+
+    return {
+        "segmentation": str(made(folder / "segmentation.safetensors", segmentation)),
+        "embedding": str(made(folder / "embedding.safetensors", embedding)),
+        "plda": str(models.resolve(parts.plda or "", "plda").directory),
+    }
 
 
 PEERS = (

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compare.peer import Environment, Kit, Peer, PeerError
+from compare.peer import Environment, Kit, Peer, PeerError, made
 from compare.protocol import Hear, Heard, Task, Work, serve
 from compare.sound import read_wav
+
+if TYPE_CHECKING:
+    from diarist.models import LocalModel
 
 _THRESHOLD = 0.5  # its own default, for speakers of unknown number
 _METADATA: Mapping[str, Mapping[str, object]] = {
@@ -42,25 +45,21 @@ def _prepare(kit: Kit) -> Mapping[str, str]:
     parts = models.diarization_parts("default")
     segmentation = models.resolve(parts.segmentation, "segmentation")
     embedding = models.resolve(parts.embedding, "embedding")
-    folder = kit.folder / "sherpa-onnx"
-    folder.mkdir(parents=True, exist_ok=True)
-    return {
-        local.kind: str(_described(local.files.values(), folder / f"{local.kind}.onnx", _METADATA[local.kind]))
-        for local in (segmentation, embedding)
-    }
+    return {local.kind: str(_described(local, kit.folder / "sherpa-onnx")) for local in (segmentation, embedding)}
 
 
-def _described(files: Any, target: Path, metadata: Mapping[str, object]) -> Path:
-    if target.is_file():
-        return target
-    source = next((path for path in files if path.suffix == ".onnx"), None)
+def _described(local: "LocalModel", folder: Path) -> Path:
+    source = next((path for path in local.files.values() if path.suffix == ".onnx"), None)
     if source is None:
-        raise PeerError(f"cannot be converted: the weights for {target.stem} are not an ONNX file")
-    onnx: Any = import_module("onnx")
-    model = onnx.load(source)
-    onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
-    onnx.save(model, target)
-    return target
+        raise PeerError(f"cannot be converted: diarist's weights for {local.kind} are not an ONNX file")
+
+    def describe(target: Path) -> None:
+        onnx: Any = import_module("onnx")
+        model = onnx.load(source)
+        onnx.helper.set_model_props(model, {key: str(value) for key, value in _METADATA[local.kind].items()})
+        onnx.save(model, target)
+
+    return made(folder / f"{local.kind}.onnx", describe)
 
 
 PEERS = (
