@@ -54,7 +54,9 @@ def _packages(folder: Path) -> Path:
 
 def _run(command: list[str], output: int, log: Path) -> None:
     try:
-        subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, timeout=_INSTALL_S)
+        subprocess.run(
+            command, check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=_INSTALL_S
+        )
     except subprocess.TimeoutExpired:
         raise PeerError(f"cannot be installed: not done after {_INSTALL_S // 60} minutes") from None
     except subprocess.CalledProcessError:

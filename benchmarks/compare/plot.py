@@ -8,11 +8,13 @@ from compare.protocol import WORKS
 from compare.report import TITLES
 from compare.results import MEASURE, OURS, Results, Row, rows
 
+_WIDE = 20
+"""Speeds further apart than this cannot be seen beside one another on a linear scale."""
 _OURS, _THEIRS = "#2e7d32", "#90a4ae"
 
 
 def png(results: Results) -> bytes:
-    """One panel for each kind of work that anybody did; speed on a logarithmic scale, with its spread."""
+    """One panel for each kind of work that anybody did; speeds have their spread."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,7 +45,12 @@ def _draw(axes: Any, measured: Sequence[Row], title: str) -> None:
         )
     axes.set_yticks(places, [row.peer.title for row in measured])
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlim(min(speeds) / 2, max(row.rtfx.high for row in measured) * 4)  # room for the figures at the ends
+    most = max(row.rtfx.high for row in measured)
+    if most > _WIDE * min(speeds):
+        axes.set_xscale("log")
+        axes.set_xlim(min(speeds) / 2, most * 4)  # room for the figures at the ends
+        title += " (logarithmic scale)"
+    else:
+        axes.set_xlim(0, most * 1.2)
     axes.set_title(title, loc="left", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)

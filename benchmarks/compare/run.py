@@ -28,7 +28,7 @@ _CACHE = Path.home() / ".cache" / "diarist-compare"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parsed(arguments)
-    console = Console(stderr=True)
+    console = Console(stderr=True, log_path=False)
     peers = [peer for peer in TABLE if peer.name in options.peers]
     folder: Path = options.cache / "recordings"
     try:

@@ -48,6 +48,7 @@ def _convert(source: Path, folder: Path, python: Path) -> None:
             subprocess.run(
                 command,
                 check=True,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=_CONVERSION_S,
