@@ -2,12 +2,13 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compare import report, results, run
+from compare import environments, report, results, run
 from compare.children import Child, environment
 from compare.corpus import Recording
 from compare.measure import Contender, Plan, measure, questions, steps
@@ -15,7 +16,7 @@ from compare.peer import Environment, Peer, PeerError
 from compare.peers import ONLY_IF_NAMED, TABLE, original
 from compare.protocol import Task
 from compare.results import OURS, PeerResults, Results, Run, Score
-from compare.sound import read_wav, write_wav
+from compare.sound import SAMPLE_RATE, read_wav, write_wav
 from compare.weights import hugging_face_name, vocabulary_bytes
 from diarist.models import WhisperDims
 from diarist.models.readers import whisper
@@ -194,6 +195,65 @@ def test_a_peer_that_cannot_be_installed_or_converted_keeps_its_row(tmp_path, mo
         "cannot be prepared: OSError: disk full",
         None,
     ]
+
+
+def test_environments_are_made_once_and_see_the_packages_of_their_bases(tmp_path, monkeypatch):
+    commands = []
+
+    def pretend(command, output, log):
+        commands.append(" ".join(command[2:]))
+        packages(tmp_path / "environments" / command[-1].rsplit("/", 1)[-1]).mkdir(parents=True, exist_ok=True)
+
+    def packages(folder):
+        return environments._packages(folder)
+
+    monkeypatch.setattr(environments, "_run", pretend)
+    first = Environment("first", ("torch==1",))
+    second = Environment("second", ("b==1",), base=first)
+    third = Environment("third", ("c==1",), base=second, dependencies=False, without=("vision",))
+    for _ in range(2):
+        environments.ensure(third, tmp_path)
+    install = "pip install --disable-pip-version-check --no-input"
+    where = tmp_path / "environments"
+    assert commands == [
+        *(f"venv --clear {where}/first", f"{install} torch==1"),
+        *(f"venv --clear {where}/second", f"{install} b==1"),
+        *(f"venv --clear {where}/third", f"{install} --no-deps c==1", "pip uninstall --yes vision"),
+    ]
+    seen = (packages(where / "third") / "bases.pth").read_text().splitlines()
+    assert seen == [str(packages(where / "second")), str(packages(where / "first"))]
+
+
+def test_an_installation_that_fails_says_why(tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", "print('ERROR: no such package'); print('a notice'); raise SystemExit(1)"]
+    with log.open("w") as output, pytest.raises(PeerError, match="cannot be installed: ERROR: no such package"):
+        environments._run(command, output.fileno(), log)
+
+
+def test_the_command_goes_from_recordings_to_all_its_files(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "clips").mkdir()
+    for name in ("talk.wav", "clips/jfk.flac"):
+        write_wav(str(tmp_path / name), np.zeros(2 * SAMPLE_RATE))
+    (tmp_path / "talk.stm").write_text("talk 1 A 0 1 one two\ntalk 1 B 1 2 three four\n")
+    (tmp_path / "talk.rttm").write_text(
+        "SPEAKER talk 1 0 1 <NA> <NA> A <NA> <NA>\nSPEAKER talk 1 1 1 <NA> <NA> B <NA> <NA>\n"
+    )
+    ours = replace(fake(OURS, ("recognition", "whole")), prepare=lambda _: {"text": "one two three five"})
+    monkeypatch.setattr(run, "TABLE", (ours, fake("unprepared"), fake("left-out")))
+    places = ["--data", str(tmp_path), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    amounts = ["--rounds", "1", "--starts", "0", "--clips", "0", "--threads", "1"]
+    run.main(["--peers", "unprepared", "--recordings", str(tmp_path / "talk.wav"), *places, *amounts])
+
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [f"results.{end}" for end in ("html", "json", "md", "png")]
+    found = results.load(out / "results.json")
+    assert [peer.name for peer in found.peers] == [OURS, "unprepared"]
+    assert found.durations == {"talk": 2.0}
+    assert [(score.measure, score.wrong) for score in found.peers[0].scores] == [("WER", 1), ("cpWER", 0)]
+    assert found.peers[1].failure == "failed at recognition of clip-8s: KeyError: 'text'"
+    assert capsys.readouterr().out == (out / "results.md").read_text() == report.markdown(found)
 
 
 # --- results --------------------------------------------------------------------------------------------------------
