@@ -7,7 +7,15 @@ from compare.protocol import Hear, Heard, Task, Work, serve
 
 
 def _prepare(_: Kit) -> Mapping[str, str]:
-    return {}  # its own cache has them
+    """Fetch what is not in its cache yet, so that no start of a process waits for the network."""
+    from compare import weights
+    from diarist import models
+
+    weights.whisper()
+    parts = models.diarization_parts("default")
+    models.resolve(parts.segmentation, "segmentation")
+    models.resolve(parts.embedding, "embedding")
+    return {}
 
 
 PEERS = (
