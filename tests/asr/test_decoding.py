@@ -209,7 +209,7 @@ def test_a_loop_goes_on_after_a_step_that_raised(exact_loop, sample_waveform, mo
     for _ in range(5):
         loop.step()
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_write_tokens", lambda: 1 / 0)
+        patched.setattr(loop, "_write_tokens", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             loop.step()
     loop.restart(1)

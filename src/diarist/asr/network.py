@@ -17,7 +17,6 @@ Tensors = Mapping[str, Tensor]
 
 _ENCODER_ROWS = 1500  # rows of a typical product, for packing
 _DECODER_ROWS = 16
-_FEW_QUERIES = 16
 
 
 class Encoder:
@@ -166,20 +165,6 @@ def _causal_mask(positions: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(hidden, float("-inf"))[:, None]
 
 
-def _attend_with_few(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention (n, h, q, d) of a few queries to many keys (n, h, f, d), for a processor's bfloat16.
-
-    torch's own kernel repacks all keys and values as soon as there are two queries, which takes longer than the rest. In
-    a product that has the keys on its left, only the queries are packed: reading a draft costs two thirds of the time.
-    """
-    n, h, q, d = queries.shape
-    f = keys.shape[2]
-    scaled = (queries * d**-0.5).reshape(n * h, q, d)
-    scores = torch.bmm(keys.reshape(n * h, f, d), scaled.transpose(1, 2)).transpose(1, 2)
-    weights = scores.contiguous().softmax(dim=2)  # along memory: strided it takes ten times longer
-    return torch.bmm(weights, values.reshape(n * h, f, d)).view(n, h, q, d)
-
-
 class _LayerNorm:
     def __init__(self, name: str, tensors: Tensors, compute: Compute) -> None:
         self.weight = tensors[f"{name}.weight"].to(compute.device, compute.dtype)
@@ -272,9 +257,7 @@ class _DecoderBlock:
         """New x, and the queries (n, q, h, d)."""
         n, q, state = x.shape
         queries = self.cross_query(self.cross_norm(x)).view(n, q, self.heads, state // self.heads)
-        few = 1 < q <= _FEW_QUERIES and x.device.type == "cpu" and x.dtype == torch.bfloat16
-        attend = _attend_with_few if few else F.scaled_dot_product_attention
-        attended = attend(queries.transpose(1, 2), keys, values)
+        attended = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values)
         return self.cross_out(attended.transpose(1, 2).reshape(n, q, state), residual=x), queries
 
     def feed_forward(self, x: Tensor) -> Tensor:

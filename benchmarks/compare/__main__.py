@@ -1,0 +1,3 @@
+from compare.run import main
+
+main()
