@@ -425,22 +425,12 @@ def _load(
 ) -> "Pipeline":
     from diarist.pipeline import Pipeline  # noqa: PLC0415 (torch is slow to import)
 
+    options = settings.pipeline_options()
+    if not diarize:
+        options["diarization_model"] = None
+    chosen = clustering.value if clustering else None
     with _fetching(quiet=quiet) as progress:
-        return Pipeline(
-            asr_model=settings.asr_model,
-            diarization_model=settings.diarization_model if diarize else None,
-            assistant_model=settings.assistant_model,
-            language=language,
-            device=settings.device,
-            dtype=settings.dtype,
-            threads=settings.threads,
-            clustering=clustering.value if clustering else None,
-            offline=settings.offline,
-            token=settings.token,
-            cache_dir=settings.cache_dir,
-            batch_size=settings.batch_size,
-            progress=progress,
-        )
+        return Pipeline(**options, language=language, clustering=chosen, progress=progress)
 
 
 def _run(pipeline: "Pipeline", job: Job, options: dict[str, Any], *, quiet: bool) -> "Transcript":
@@ -575,30 +565,13 @@ def serve(
         from diarist.server.serve import run  # noqa: PLC0415
 
         options = EngineOptions(
-            pipeline=_pipeline_options(settings),
+            pipeline=settings.pipeline_options(),
             limits=DecodeLimits(settings.max_audio_s, settings.max_native_bytes),
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
             max_waiting_s=settings.max_waiting_s,
         )
         run(settings, Engine(options))
-
-
-def _pipeline_options(settings: "Settings") -> dict[str, Any]:
-    """What the settings say about the `Pipeline` that a server's worker makes."""
-    diarization = settings.diarization_model
-    return {
-        "asr_model": settings.asr_model,
-        "diarization_model": None if diarization == "none" else diarization,
-        "assistant_model": settings.assistant_model,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
-        "offline": settings.offline,
-        "token": settings.token,
-        "cache_dir": settings.cache_dir,
-        "batch_size": settings.batch_size,
-    }
 
 
 # --- distill --------------------------------------------------------------------------------------------------------

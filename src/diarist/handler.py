@@ -122,18 +122,14 @@ def _load(path: Path | None, default_asr_model: str | None) -> "Pipeline":
 
     chosen = settings.load()
     weights = path / WEIGHTS_FOLDER if path else None
-    return Pipeline(
-        asr_model=_asr_model(path, chosen, default_asr_model),
-        diarization_model=_diarization_model(chosen),
-        assistant_model=chosen.assistant_model,
-        device=chosen.device,
-        dtype=chosen.dtype,
-        threads=chosen.threads,
-        batch_size=chosen.batch_size,
-        offline=chosen.offline,
-        token=chosen.token,
-        cache_dir=weights if weights and weights.is_dir() else chosen.cache_dir,
-    )
+    options = {
+        **chosen.pipeline_options(),
+        "asr_model": _asr_model(path, chosen, default_asr_model),
+        "diarization_model": _diarization_model(chosen),
+    }
+    if weights and weights.is_dir():
+        options["cache_dir"] = weights
+    return Pipeline(**options)
 
 
 def _asr_model(path: Path | None, chosen: "Settings", default: str | None) -> str:

@@ -6,7 +6,7 @@ diarist reads these variables, except the model cache and the hub client for the
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -55,6 +55,21 @@ class Settings(BaseSettings):
     def token(self) -> str | None:
         """`hf_token` in the clear, for the hub client."""
         return self.hf_token.get_secret_value() if self.hf_token else None
+
+    def pipeline_options(self) -> dict[str, Any]:
+        """What these settings say of a `Pipeline`: arguments by name."""
+        return {
+            "asr_model": self.asr_model,
+            "diarization_model": None if self.diarization_model == NO_MODEL else self.diarization_model,
+            "assistant_model": self.assistant_model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "batch_size": self.batch_size,
+            "offline": self.offline,
+            "token": self.token,
+            "cache_dir": self.cache_dir,
+        }
 
 
 class ServerSettings(Settings):

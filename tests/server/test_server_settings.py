@@ -78,7 +78,7 @@ def test_tracing_without_its_libraries_is_told():
 
 
 def test_the_pipeline_gets_what_was_set():
-    options = cli._pipeline_options(load_server(diarization_model="none", asr_model="small", threads=2))
+    options = load_server(diarization_model="none", asr_model="small", threads=2).pipeline_options()
     assert (options["asr_model"], options["diarization_model"], options["threads"]) == ("small", None, 2)
 
 
