@@ -428,9 +428,10 @@ def _load(
     options = settings.pipeline_options()
     if not diarize:
         options["diarization_model"] = None
-    chosen = clustering.value if clustering else None
     with _fetching(quiet=quiet) as progress:
-        return Pipeline(**options, language=language, clustering=chosen, progress=progress)
+        return Pipeline(
+            **options, language=language, clustering=clustering.value if clustering else None, progress=progress
+        )
 
 
 def _run(pipeline: "Pipeline", job: Job, options: dict[str, Any], *, quiet: bool) -> "Transcript":
