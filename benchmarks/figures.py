@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from compare.sound import write_wav
 from diarist import models
 from diarist.audio import SAMPLE_RATE, decode
 from recordings import CONVERSATIONS, SHARED, Conversation, conversations, joined
@@ -178,7 +178,7 @@ def measure_processes(figures: Figures, longest: Path, clip: NDArray[np.float32]
     common = ["--model", _MODEL, "--language", "en", "--threads", str(threads), "--quiet"]
     with tempfile.TemporaryDirectory() as folder:
         short = Path(folder) / "clip.wav"
-        write_wav(short, clip[: _START_S * SAMPLE_RATE])
+        write_wav(str(short), clip[: _START_S * SAMPLE_RATE])
         run_command([str(short), *common])  # fetches weights, reads them into the page cache
         for _ in range(rounds):
             seconds, megabytes = run_command([str(short), "--no-diarize", *common])
@@ -202,14 +202,6 @@ def run_command(arguments: Sequence[str]) -> tuple[float, float]:
     if process.returncode or not line:
         sys.exit(f"{' '.join(command)} ended with {process.returncode} and {'a' if line else 'no'} transcript")
     return seconds, usage.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
-
-
-def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((samples * 32767).round().astype("<i2").tobytes())
 
 
 def hardware(pipeline: "Pipeline", threads: int) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 from diarist.asr.decoding import DecodingLoop
 from diarist.compute import choose
 from diarist.models import load_whisper
+from plain_audio import read_audio
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +27,6 @@ def exact_loop(checkpoint):
 def loop(checkpoint):
     """The decode loop as it runs on this machine."""
     return DecodingLoop(checkpoint, choose("cpu"), rows=6, encode_batch=2)
-
-
-def read_audio(path) -> np.ndarray:
-    """A mono 16 kHz file, read without the product's own decoder."""
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
-    samples = np.concatenate(frames, axis=1)[0]
-    return samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
 
 
 @pytest.fixture(scope="session")

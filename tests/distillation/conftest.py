@@ -1,20 +1,11 @@
 """What the main model makes of the sample, for all tests of distillation."""
 
-import av
-import numpy as np
 import pytest
 
 from diarist.compute import choose
 from diarist.distillation.teacher import Teacher
 from diarist.models import load_whisper
-
-
-def read_audio(path) -> np.ndarray:
-    """A mono 16 kHz file, read without the product's own decoder."""
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
-    samples = np.concatenate(frames, axis=1)[0]
-    return samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
+from plain_audio import read_audio
 
 
 @pytest.fixture(scope="session")
