@@ -6,8 +6,9 @@ layout that the device's library wants and fuses what follows the product (GELU,
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
@@ -17,6 +18,25 @@ from diarist.errors import ComputeError, OptionError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 _SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+T = TypeVar("T")
+
+
+class Recorder(Protocol):
+    """Turns work on fixed tensors into something that can be done again at once."""
+
+    def __call__(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Record work.
+
+        Args:
+            work: Reads and writes tensors that stay where they are; waits for nothing and decides nothing by their
+                values. It has been done before, so that libraries are loaded.
+
+        Returns:
+            Does it again and returns the same tensors, with new contents. What other recordings returned may be
+            overwritten.
+        """
 
 
 class Linear(Protocol):
@@ -105,6 +125,29 @@ def multiplies_bfloat16() -> bool:
     if limit and "AMX" not in limit and "BF16" not in limit and limit != "DEFAULT":
         return False
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
+
+
+def recorder(compute: Compute) -> Recorder | None:
+    """What records work on this device; None where that would bring nothing."""
+    return _CudaGraphs() if compute.device.type == "cuda" else None
+
+
+class _CudaGraphs:
+    """CUDA graphs that share their memory, for they never run at the same time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], T]) -> Callable[[], T]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = work()
+
+        def replay() -> T:
+            graph.replay()
+            return result
+
+        return replay
 
 
 def linear(weight: Tensor, bias: Tensor | None, compute: Compute, rows: int = 16) -> Linear:

@@ -72,7 +72,7 @@ def toy_loop(checkpoint: WhisperCheckpoint, rows: int = 4, assistant=None, costs
     f, state = checkpoint.dims.n_audio_ctx, checkpoint.dims.n_audio_state
     loop._features = lambda windows: windows
     loop._encoder = lambda windows: windows[:, : f * state].reshape(-1, f, state).double()
-    loop._decoder = Counting(loop._decoder)
+    loop._decoder = loop._passes._decoder = Counting(loop._decoder)
     return loop
 
 
@@ -85,9 +85,9 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self._decoder, name)
 
-    def __call__(self, *args):
+    def __call__(self, *args, **options):
         self.calls += 1
-        return self._decoder(*args)
+        return self._decoder(*args, **options)
 
 
 def run(loop: DecodingLoop, waveforms, options, assistance: Assistance | None = None) -> list[Decoded]:
@@ -103,6 +103,20 @@ def run(loop: DecodingLoop, waveforms, options, assistance: Assistance | None = 
     while loop.pending:
         loop.step()
     return [results[index] for index in range(len(waveforms))]
+
+
+def texts(loop, options, decoded):
+    """Prompt, tokens and end of every row, as a scripted assistant is told them."""
+    found = []
+    for option, one in zip(options, decoded, strict=True):
+        prompt = loop.vocabulary.prompt(
+            "en",
+            "transcribe",
+            timestamps=option.timestamps,
+            previous=loop.vocabulary.encode(" " + option.initial_prompt),
+        )
+        found.append([*prompt, *one.tokens, *([loop.vocabulary.end] if one.complete else [])])
+    return found
 
 
 class Scripted:

@@ -136,7 +136,7 @@ def test_a_beam_of_one_is_greedy(exact_loop, sample_waveform):
         cache = DecoderCache(exact_loop.dims, 1, len(exact_loop._decoder.alignment_heads), exact_loop.compute)
         exact_loop._encode([job], cache, 0)
         best = beam_search(
-            exact_loop._decoder, exact_loop._logits, exact_loop.vocabulary, cache, job.prompt, exact_loop._fresh_rules([job]),
+            exact_loop._decoder, exact_loop._logits, exact_loop.vocabulary, cache, job.prompt, exact_loop._rule_state([job]),
             beam_size=1, max_tokens=224, blank=exact_loop._blank,
         )  # fmt: skip
     assert best.tokens == (*greedy.tokens, exact_loop.vocabulary.end)

@@ -11,6 +11,7 @@ from drafting_toys import (
     Scripted,
     run,
     some_layers,
+    texts,
     toy_checkpoint,
     toy_loop,
     toy_options,
@@ -32,20 +33,6 @@ from diarist.models import load_whisper
 
 def said(decoded):
     return [(one.tokens, one.complete) for one in decoded]
-
-
-def texts(loop, options, decoded):
-    """Prompt, tokens and end of every row, as a scripted assistant is told them."""
-    found = []
-    for option, one in zip(options, decoded, strict=True):
-        prompt = loop.vocabulary.prompt(
-            "en",
-            "transcribe",
-            timestamps=option.timestamps,
-            previous=loop.vocabulary.encode(" " + option.initial_prompt),
-        )
-        found.append([*prompt, *one.tokens, *([loop.vocabulary.end] if one.complete else [])])
-    return found
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diarist.asr.rules import RuleState, allowed_log_probabilities, greedy, sample
+from diarist.asr.rules import RuleState, allowed_log_probabilities, greedy, packed_state, sample
 
 END, BEGIN, SIZE, BLANK = 40, 50, 50 + 1501, 7
 VOCABULARY = SimpleNamespace(end=END, timestamp_begin=BEGIN)
@@ -93,9 +93,21 @@ def test_sampling_obeys_the_rules_and_follows_the_distribution():
     assert float(logprobs[tokens == 3][0]) == pytest.approx(float(torch.tensor(1.0).sigmoid().log()), abs=1e-4)
 
 
-def test_rows_can_be_replaced_and_chosen():
-    states = RuleState.join([state_after([BEGIN + n], timestamps=True) for n in range(4)])
-    swapped = states.replace(1, state_after([BEGIN + 9], timestamps=False))
-    assert swapped.last.tolist() == [0, 9, 2, 3]
-    assert swapped.timestamps.tolist() == [True, False, True, True]
-    assert swapped.select(torch.tensor([3, 1])).last.tolist() == [3, 9]
+@given(
+    stamps=st.booleans(),
+    seed=st.integers(0, 2**31),
+    length=st.integers(0, 12),
+)
+def test_a_state_can_be_told_from_what_was_written(stamps, seed, length):
+    written: list[int] = []
+    chain = RuleState.start(torch.tensor([stamps]))
+    generator = torch.Generator().manual_seed(seed)
+    while len(written) < length:
+        logits = torch.randn(1, SIZE, generator=generator) * 3
+        logits[:, BEGIN:] += 2.0  # timestamps often enough
+        token, _ = greedy(logits, chain, VOCABULARY)
+        written.append(int(token))
+        chain = chain.after(token, BEGIN)
+    told = RuleState.unpacked(torch.tensor([packed_state(written, BEGIN, timestamps=stamps)]))
+    for name in RuleState.__slots__:
+        assert getattr(told, name).tolist() == getattr(chain, name).tolist(), name

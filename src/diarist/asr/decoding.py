@@ -37,15 +37,15 @@ from diarist.asr.features import (
 )
 from diarist.asr.network import Decoder, DecoderCache, Encoder
 from diarist.asr.options import DecodingOptions
+from diarist.asr.passes import Passes, PassRow
 from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, pays, plan
-from diarist.asr.rules import RuleState, choose, sample, suppression_bias
+from diarist.asr.rules import RuleState, packed_state, sample, suppression_bias
 from diarist.asr.text import Vocabulary
-from diarist.compute import Compute, linear
+from diarist.compute import Compute, linear, recorder
 from diarist.models import WhisperCheckpoint
 from diarist.stopwatch import Stopwatch
 
 _SEED = 0
-_NO_TOKEN = -1
 _ADMITTED = 4.0  # outcomes of drafts that what is known of a recording counts for in a new row
 _TOKENS_PER_S = 4.0  # of speech, about
 _CALIBRATED_TOKENS = (1, 3, MAX_DRAFT + 1)
@@ -177,7 +177,9 @@ class DecodingLoop:
         self._generator = torch.Generator(self.compute.device).manual_seed(_SEED)
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []  # job i owns cache row i
-        self._rules = self._fresh_rules([])
+        self._passes = Passes(
+            self._decoder, self._logits, self.vocabulary, self._blank, self._cache, recorder(self.compute)
+        )
         self._drafter: Drafter | None = self.assistant.drafter(self._cache) if self.assistant else None
         self.clock = Stopwatch()
         """Seconds spent in "encode", "draft" and "write"."""
@@ -227,7 +229,6 @@ class DecodingLoop:
             job.tokens, job.logprobs = [], []
         self._waiting.extendleft(reversed(self._active))
         self._active = []
-        self._rules = self._fresh_rules([])
         self._beam_cache = None
         self.limit = min(max(1, limit), self.rows)
 
@@ -263,7 +264,6 @@ class DecodingLoop:
         """Give windows their rows: encode them, find their language, read their prompts up to the last token."""
         first = len(self._active)
         self._active += jobs
-        self._rules = RuleState.join([self._rules, self._fresh_rules(jobs)])
         self._encode(jobs, self._cache, first)
 
     def _encode(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> None:
@@ -293,7 +293,7 @@ class DecodingLoop:
             self.vocabulary,
             self._beam_cache,
             job.prompt,
-            self._fresh_rules([job]),
+            self._rule_state([job]),
             beam_size=job.beam_size,
             max_tokens=self._room(job),
             blank=self._blank,
@@ -306,9 +306,11 @@ class DecodingLoop:
             self._waiting.popleft()
             job.deliver(result)
 
-    def _fresh_rules(self, jobs: Sequence[Job]) -> RuleState:
-        stamped = [job.options.timestamps for job in jobs]
-        return RuleState.start(torch.tensor(stamped, dtype=torch.bool, device=self.compute.device))
+    def _rule_state(self, jobs: Sequence[Job]) -> RuleState:
+        """Of rows that have written what the jobs hold."""
+        begin = self.vocabulary.timestamp_begin
+        packed = [packed_state(job.tokens, begin, timestamps=job.options.timestamps) for job in jobs]
+        return RuleState.unpacked(torch.tensor(packed, device=self.compute.device))
 
     def _prompt(self, job: Job) -> list[int]:
         texts = [text.strip() for text in (job.options.hotwords, job.options.initial_prompt) if text and text.strip()]
@@ -383,7 +385,7 @@ class DecodingLoop:
             DraftRow([*job.prompt, *job.tokens], some, job.assistance.phrases)
             for job, some in zip(self._active, most, strict=True)
         ]
-        drafts = self._drafter.draft(rows, self._rules, planned.worth)
+        drafts = self._drafter.draft(rows, self._rule_state(self._active), planned.worth)
         read = plan(agreement, [len(draft) for draft in drafts], self.costs, sunk=True, least=least).length
         return [draft[:read] for draft in drafts]
 
@@ -395,65 +397,33 @@ class DecodingLoop:
 
     def _write_tokens(self, drafts: Sequence[Sequence[int]]) -> None:
         """Read each row's last token and its draft, and write what was drafted right and one token more."""
-        device, n = self.compute.device, len(self._active)
-        longest = max(len(draft) for draft in drafts)
-        padded = torch.full((n, longest), _NO_TOKEN, device=device)
-        if longest:
-            padded = torch.tensor([[*draft, *[_NO_TOKEN] * (longest - len(draft))] for draft in drafts], device=device)
-        logits, states = self._read(padded)
-        choice = choose(logits, states, self.vocabulary, self._blank)
-        chosen = choice.tokens.view(1 + longest, n)
-        agreed = (chosen[:-1] == padded.T).cumprod(dim=0).sum(dim=0)
-        last = agreed * n + torch.arange(n, device=device)  # where in `choice` each row's last token stands
+        passed = self._passes([_pass_row(job, draft) for job, draft in zip(self._active, drafts, strict=True)])
+        sampled = {}
         heated = [row for row, job in enumerate(self._active) if job.temperature > 0]
-        logprobs = {}
         if heated:
-            rows = torch.tensor(heated, device=device)
-            temperatures = torch.tensor([self._active[row].temperature for row in heated], device=device)
-            tokens, sampled = sample(
-                logits[rows], self._rules.select(rows), self.vocabulary, temperatures, self._generator, self._blank
+            rows = torch.tensor(heated, device=self.compute.device)
+            temperatures = torch.tensor([self._active[row].temperature for row in heated], device=self.compute.device)
+            found = sample(
+                passed.logits[rows],
+                passed.state.select(rows),
+                self.vocabulary,
+                temperatures,
+                self._generator,
+                self._blank,
             )
-            chosen[0, rows] = tokens
-            logprobs = dict(zip(heated, sampled.tolist(), strict=True))
-        self._rules = states.select(last).after(chosen.flatten()[last], self.vocabulary.timestamp_begin)
-        counts = (agreed + 1).tolist()
-        kept = torch.tensor(
-            [place * n + row for row, count in enumerate(counts) for place in range(count)], device=device
-        )
-        found = iter(zip(chosen.flatten()[kept].tolist(), choice.logprobs(kept).tolist(), strict=True))
-        for row, (job, draft, count) in enumerate(zip(self._active, drafts, counts, strict=True)):
-            written = list(islice(found, count))
-            if row in logprobs:
-                written = [(written[0][0], logprobs[row])]
-            end = next((place for place, (token, _) in enumerate(written) if token == self.vocabulary.end), count)
-            del written[end + 1 :]
+            sampled = dict(zip(heated, zip(*(each.tolist() for each in found), strict=True), strict=True))
+        for row, (job, draft, accepted) in enumerate(zip(self._active, drafts, passed.accepted, strict=True)):
+            written = [sampled[row]] if row in sampled else accepted
+            end = next(
+                (place for place, (token, _) in enumerate(written) if token == self.vocabulary.end), len(written)
+            )
+            written = written[: end + 1]
             job.tokens += [token for token, _ in written]
             job.logprobs += [logprob for _, logprob in written]
-            job.assistance.count(len(written), len(draft), count - 1)
+            right = len(accepted) - 1
+            job.assistance.count(len(written), len(draft), right)
             if draft:
-                job.agreement.update(count - 1, rejected=count - 1 < len(draft))
-
-    def _read(self, drafts: Tensor) -> tuple[Tensor, RuleState]:
-        """One pass over each row's last token and its draft.
-
-        Args:
-            drafts: int64, shape (n, k), padded with `_NO_TOKEN`.
-
-        Returns:
-            Logits of the token after each, ((1 + k) n, n_vocab), and the state in which it is chosen; the first tokens
-            of all rows come first, then the second ones.
-        """
-        n, longest = drafts.shape
-        lasts = torch.tensor([[job.last_token] for job in self._active], device=drafts.device)
-        places = [job.next_position - 1 for job in self._active]
-        tokens = torch.cat([lasts, drafts.clamp_min(0)], dim=1)
-        starts = torch.tensor(places, device=drafts.device)
-        hidden = self._decoder(tokens, starts, self._cache, slice(0, n), max(places) + longest + 1)
-        states = [self._rules]
-        for place in range(longest):
-            states.append(states[-1].after(drafts[:, place], self.vocabulary.timestamp_begin))
-        logits = self._logits(hidden.transpose(0, 1).reshape((1 + longest) * n, -1))
-        return logits, RuleState.join(states) if longest else self._rules
+                job.agreement.update(right, rejected=right < len(draft))
 
     @torch.inference_mode()
     def _calibrate(self, drafter: Drafter) -> Costs:
@@ -470,18 +440,15 @@ class DecodingLoop:
             return min(times)
 
         def passes(tokens: int) -> float:
-            drafts = torch.full((len(self._active), tokens - 1), text[0], device=self.compute.device)
-
-            def write() -> None:
-                choose(*self._read(drafts), self.vocabulary).tokens.tolist()  # waits for the device
-
-            return measured(write)
+            rows = [_pass_row(job, text[: tokens - 1]) for job in self._active]
+            return measured(lambda: self._passes(rows))
 
         def drafted() -> float:
             length = 4
             rows = [DraftRow([self.vocabulary.start, *text], length, Phrases()) for _ in self._active]
-            drafter.draft(rows, self._rules, 0.0)  # reads the text
-            return measured(lambda: drafter.draft(rows, self._rules, 0.0)) / length
+            state = self._rule_state(self._active)
+            drafter.draft(rows, state, 0.0)  # reads the text
+            return measured(lambda: drafter.draft(rows, state, 0.0)) / length
 
         windows = torch.zeros(1, WINDOW_SAMPLES, device=self.compute.device)
         states = torch.zeros(
@@ -496,12 +463,11 @@ class DecodingLoop:
                     Job(windows[0], DecodingOptions(), spoken, lambda _: None, prompt=[self.vocabulary.start, *text])
                     for _ in range(rows)
                 ]
-                self._rules = self._fresh_rules(self._active)
-                self._read(torch.full((rows, 0), 0, device=self.compute.device))  # memory is had at the first touch
+                self._passes([_pass_row(job, ()) for job in self._active])  # memory is had at the first touch
                 table.append(tuple(passes(tokens) for tokens in _CALIBRATED_TOKENS))
                 drafts.append(drafted())
         finally:
-            self._active, self._rules = [], self._fresh_rules([])
+            self._active = []
         return Costs(sizes, _CALIBRATED_TOKENS, tuple(table), tuple(drafts), admit)
 
     def _finish_rows(self) -> None:
@@ -513,7 +479,6 @@ class DecodingLoop:
             result = self._judge(job, self._cache, row)
             if result is None:
                 self._restart(job)
-                self._rules = self._rules.replace(row, self._fresh_rules([job]))
             else:
                 self._release(row)
                 job.assistance.phrases.add(result.tokens)
@@ -568,15 +533,16 @@ class DecodingLoop:
     def _release(self, row: int) -> None:
         """Free a row: the last row takes its place."""
         last = len(self._active) - 1
-        rules = self._rules
         if row != last:
-            rules = rules.replace(row, rules.select(torch.tensor([last])))
             self._cache.move_row(last, row, self._active[last].next_position)
             if self._drafter is not None:
                 self._drafter.move(last, row)
-        self._rules = rules.select(torch.arange(last))  # nothing raises from here on: no job is lost
         self._active[row] = self._active[last]
         self._active.pop()
+
+
+def _pass_row(job: Job, draft: Sequence[int]) -> PassRow:
+    return PassRow(job.tokens, job.last_token, job.next_position - 1, draft, job.options.timestamps)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -76,6 +76,8 @@ class DecoderCache:
         layers, heads = range(dims.n_text_layer), dims.n_text_head
         width = dims.n_text_state // heads
         self.rows = rows
+        self.positions = dims.n_text_ctx
+        self.device = compute.device
         self.self_keys = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
         self.self_values = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
         borrowed = borrowed or {}
@@ -129,7 +131,14 @@ class Decoder:
             cache.cross_values[layer][rows, :, :f].copy_(values)
 
     def __call__(
-        self, tokens: Tensor, starts: Tensor, cache: DecoderCache, rows: slice, reach: int | None = None
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        cache: DecoderCache,
+        rows: slice,
+        reach: int | None = None,
+        *,
+        rounded: bool = False,
     ) -> Tensor:
         """Run q tokens of each row and store their keys and values.
 
@@ -139,6 +148,7 @@ class Decoder:
             cache: Holds everything before `starts`; what it holds after is overwritten or ignored.
             rows: The n cache rows.
             reach: Position after the last that is read or written; None asks `starts`, which waits for the device.
+            rounded: `reach` is larger than that.
 
         Returns:
             Hidden states after the last norm, shape (n, q, n_text_state).
@@ -146,7 +156,7 @@ class Decoder:
         n, q = tokens.shape
         positions = starts[:, None] + torch.arange(q, device=tokens.device)
         reach = int(starts.max()) + q if reach is None else reach
-        mask = _causal_mask(positions, reach, self._compute.dtype) if n > 1 or q > 1 else None
+        mask = None if n == q == 1 and not rounded else _causal_mask(positions, reach, self._compute.dtype)
         places = torch.arange(n, device=tokens.device)[:, None], positions
         x = F.embedding(tokens, self.embedding) + F.embedding(positions, self.positions)
         for layer, block in enumerate(self.blocks):

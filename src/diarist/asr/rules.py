@@ -6,6 +6,7 @@ Nothing here touches the whole vocabulary more than twice: the rules only ever c
 range of timestamps is allowed, so maxima and log-sums of those parts decide.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,12 @@ class RuleState:
     """int64: the last timestamp written, in steps of `POSITION_S`; -1 before any."""
 
     @classmethod
+    def unpacked(cls, packed: Tensor) -> "RuleState":
+        """From what `packed_state` says of each row: int64, shape (n, 5)."""
+        first, timestamps, opened, paired = (packed[:, :4] != 0).unbind(dim=1)
+        return cls(first, timestamps, opened, paired, packed[:, 4])
+
+    @classmethod
     def start(cls, timestamps: Tensor) -> "RuleState":
         """The state of rows that have written nothing."""
         no = torch.zeros_like(timestamps)
@@ -75,19 +82,24 @@ class RuleState:
         """The states of some rows, in the order given."""
         return RuleState(*(getattr(self, name)[rows] for name in self.__slots__))
 
-    def replace(self, row: int, state: "RuleState") -> "RuleState":
-        """These rows with one of them replaced by the only row of another state."""
-        return RuleState(
-            *(
-                torch.cat([mine[:row], other, mine[row + 1 :]])
-                for mine, other in ((getattr(self, name), getattr(state, name)) for name in self.__slots__)
-            )
-        )
-
     @classmethod
     def join(cls, states: "list[RuleState]") -> "RuleState":
         """Rows of several states, one after another."""
         return cls(*(torch.cat([getattr(state, name) for state in states]) for name in cls.__slots__))
+
+
+def packed_state(written: Sequence[int], timestamp_begin: int, *, timestamps: bool) -> tuple[int, ...]:
+    """The state of a row that has written these tokens by the rules: the fields of `RuleState` in order, as numbers.
+
+    >>> packed_state([50364, 11, 12, 50400], 50364, timestamps=True)
+    (0, 1, 1, 0, 36)
+    """
+    stamp = next((token - timestamp_begin for token in reversed(written) if token >= timestamp_begin), -1)
+    closing = opening = False
+    if written and written[-1] >= timestamp_begin:
+        opening = len(written) == 1 or written[-2] >= timestamp_begin
+        closing = not opening
+    return int(not written), int(timestamps), int(closing), int(opening), stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +125,11 @@ def _parts(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[in
     must_stamp = state.first & state.timestamps
     end = end.masked_fill(state.first, _NEVER)  # an empty transcript is the no-speech check's business
     text_allowed = ~(must_stamp | state.opened)
-    if blank and bool(state.first.any()):
+    if blank:
         opening = state.first & ~state.timestamps
         text = text.clone()
-        text[:, list(blank)] = text[:, list(blank)].masked_fill(opening[:, None], _NEVER)
+        for token in blank:
+            text[:, token].masked_fill_(opening, _NEVER)
     return _Parts(text, text_allowed, end, timestamps)
 
 
@@ -138,10 +151,10 @@ class Choice:
 
         They cost more than the choice, and of a draft that is rejected nobody wants them.
         """
-        rows = torch.arange(len(self.tokens), device=self.tokens.device) if rows is None else rows
-        text_sum = self._text[rows].float().logsumexp(dim=1).masked_fill(~self._text_allowed[rows], _NEVER)
-        others = torch.logaddexp(torch.logaddexp(text_sum, self._end[rows]), self._stamp_sum[rows])
-        return self._best[rows] - others
+        parts = self._text, self._text_allowed, self._best, self._end, self._stamp_sum
+        text, text_allowed, best, end, stamp_sum = parts if rows is None else (part[rows] for part in parts)
+        text_sum = text.float().logsumexp(dim=1).masked_fill(~text_allowed, _NEVER)
+        return best - torch.logaddexp(torch.logaddexp(text_sum, end), stamp_sum)
 
 
 def choose(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[int, ...] = ()) -> Choice:
@@ -151,7 +164,7 @@ def choose(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[in
         logits: With suppressed tokens already at -inf; shape (n, n_vocab), any float type.
         state: Of the n rows.
         vocabulary: Where text, end and timestamps lie.
-        blank: Text tokens that may not come first.
+        blank: Text tokens that may not come first where no timestamp does. Naming them costs a copy of the logits.
     """
     parts = _parts(logits, state, vocabulary, blank)
     text_best, text_token = parts.text.max(dim=1)
