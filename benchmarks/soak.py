@@ -12,8 +12,10 @@ lost when a request that the server took in ends without a status. The server's 
 import argparse
 import contextlib
 import difflib
+import io
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -23,8 +25,10 @@ import sys
 import tempfile
 import threading
 import time
+import wave
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx2
@@ -37,9 +41,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FORM = {"parameters": '{"language": "en"}'}
 _WORKER = "diarist.engine.worker"
 _ALIKE = 0.5
-_SAMPLE_S = 10.0
+_SAMPLE_S = 1.0
+_FLOOR_S = 60.0
+_LENGTHS = 120
+"""Clips of different lengths that come before the measuring: oneDNN keeps the 1024 last programs that it made for a shape
+of input, a length needs about a dozen, and until they are full memory grows by 80 MB."""
 _WARM_UP_SHARE = 0.2
 _MOST_GROWTH_MB_PER_H = 5.0
+_SHORT_MIN = 20.0
+_MEMORY = ("server MB", "worker MB")
 
 
 HTTP = httpx2.Client(limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0), timeout=300)
@@ -303,7 +313,25 @@ def others(url: str, recordings: list[tuple[bytes, str]]) -> list[Callable[[rand
             return "cancelled" if status in (200, 499, 429) else f"cancelled {status}"
         return "cancelled broken off"
 
-    return [leaves, streams, streams, rubbish, cancels, cancelled]
+    def varied(source: random.Random) -> str:
+        """A clip of a length that hardly comes twice: what is kept for each length must not be kept for ever."""
+        content = cut_short(source.choice(recordings)[0], source.uniform(1.0, 8.0))
+        try:
+            answer = HTTP.post(f"{url}/predict", files={"file": ("a.wav", content)}, data=FORM, timeout=300)
+        except httpx2.TransportError:
+            return "varied broken off"
+        return f"varied {answer.status_code}"
+
+    return [leaves, streams, streams, rubbish, cancels, cancelled, varied]
+
+
+def cut_short(content: bytes, seconds: float) -> bytes:
+    """The beginning of a wav file."""
+    cut = io.BytesIO()
+    with wave.open(io.BytesIO(content)) as source, wave.open(cut, "wb") as target:
+        target.setparams(source.getparams())
+        target.writeframes(source.readframes(round(seconds * source.getframerate())))
+    return cut.getvalue()
 
 
 def figures_of(server: Server) -> dict[str, float]:
@@ -320,48 +348,89 @@ def figures_of(server: Server) -> dict[str, float]:
     return found
 
 
-def slope_per_hour(rows: list[tuple[float, float]]) -> float:
-    """Of the least-squares line through (seconds, value)."""
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """The straight line through what was seen of a quantity, by least squares."""
+
+    per_hour: float
+    error: float
+    """One standard error of `per_hour`."""
+    late_per_hour: float
+    """Of the last third alone: near 0 where a quantity has found its level, whatever it rose before."""
+
+
+def trend(rows: list[tuple[float, float]]) -> Trend:
+    """Of (seconds, value) pairs in order of time."""
+    slope, error = _line(rows)
+    late, _ = _line(rows[len(rows) * 2 // 3 :])
+    return Trend(round(3600 * slope, 2), round(3600 * error, 2), round(3600 * late, 2))
+
+
+def floors(rows: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The least of each minute: what a process keeps, without what the request of the moment needs on top."""
+    minutes = itertools.groupby(rows, key=lambda row: row[0] // _FLOOR_S)
+    return [((minute + 0.5) * _FLOOR_S, min(value for _, value in group)) for minute, group in minutes]
+
+
+def _line(rows: list[tuple[float, float]]) -> tuple[float, float]:
+    """Slope of the least-squares line, and its standard error; zeros where there are too few rows for one."""
     if len(rows) < 3:
-        return 0.0
+        return 0.0, 0.0
     mean_t, mean_v = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     spread = sum((t - mean_t) ** 2 for t, _ in rows)
-    return 3600 * sum((t - mean_t) * (v - mean_v) for t, v in rows) / spread if spread else 0.0
+    if not spread:
+        return 0.0, 0.0
+    slope = sum((t - mean_t) * (v - mean_v) for t, v in rows) / spread
+    left = sum((v - mean_v - slope * (t - mean_t)) ** 2 for t, v in rows)
+    return slope, math.sqrt(left / (len(rows) - 2) / spread)
 
 
 def mixed(server: Server, minutes: float) -> bool:
     """Callers of all kinds at once."""
     server.start()
     recordings = known(server.url, server.folder)
-    callers = Callers([*[good(server.url, recordings)] * 3, *others(server.url, recordings)])
-    begun = time.monotonic()
+    callers_of = others(server.url, recordings)
+    source = random.Random(0)
+    for _ in range(_LENGTHS if minutes >= _SHORT_MIN else 0):
+        callers_of[-1](source)
+    callers = Callers([*[good(server.url, recordings)] * 3, *callers_of])
+    begun = told = time.monotonic()
     samples: list[tuple[float, dict[str, float]]] = []
     while time.monotonic() - begun < 60 * minutes:
         time.sleep(min(_SAMPLE_S, 6 * minutes))
-        samples.append((time.monotonic() - begun, figures_of(server)))
+        seen = figures_of(server)
+        samples.append((time.monotonic() - begun, seen))
+        if time.monotonic() - told >= _FLOOR_S:
+            lately, told = told - begun, time.monotonic()
+            rows = [row for at, row in samples if at > lately]
+            least = {name: round(min(row.get(name, math.inf) for row in rows), 1) for name in _MEMORY}
+            report(f"{(told - begun) / 60:.0f} min, least", {"requests": callers.seen.total(), **least})
     callers.stop()
     time.sleep(3)
     left = server.spooled()
     status, _ = server.stop()
     warm = [sample for sample in samples if sample[0] > _WARM_UP_SHARE * 60 * minutes]
     names = sorted(set(itertools.chain.from_iterable(row for _, row in samples)))
-    growth = {name: round(slope_per_hour([(t, row[name]) for t, row in warm if name in row]), 2) for name in names}
+    values = {name: [(t, row[name]) for t, row in warm if name in row] for name in names}
+    kept = {name: trend(floors(values[name])) for name in _MEMORY}
     wrong = {o: n for o, n in callers.seen.items() if "another" in o or "broken" in o or "hung" in o or " 5" in o}
     last = {name: round(value, 1) for name, value in samples[-1][1].items()} if samples else {}
     report(
         "mixed soak",
         {
             "minutes": minutes,
+            "requests": callers.seen.total(),
             "outcomes": dict(callers.seen),
             "lost or wrong": wrong,
-            "growth per hour": growth,
+            "least of each minute": {name: asdict(found) for name, found in kept.items()},
+            "growth per hour": {name: trend(rows).per_hour for name, rows in values.items()},
             "last": last,
             "files left": left,
             "exit": status,
         },
     )
-    flat = all(growth.get(f"{name} MB", 0.0) <= _MOST_GROWTH_MB_PER_H for name in ("server", "worker"))
-    return not wrong and left == 0 and status == 0 and (flat or minutes < 20)  # short runs are all warm-up
+    flat = all(found.per_hour <= _MOST_GROWTH_MB_PER_H for found in kept.values())
+    return not wrong and left == 0 and status == 0 and (flat or minutes < _SHORT_MIN)  # short runs are all warm-up
 
 
 @contextlib.contextmanager

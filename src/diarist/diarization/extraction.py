@@ -18,6 +18,7 @@ from diarist.diarization import features
 from diarist.diarization.activity import LOCAL_SPEAKERS, pooling_masks
 from diarist.diarization.embedding import DIMENSION, TRUNK_SIZE, TRUNK_STRIDE, EmbeddingModel
 from diarist.diarization.frames import FRAME_SAMPLES, FRAMES, SPAN_SAMPLES, WINDOW_SAMPLES
+from diarist.diarization.recent import Recent
 from diarist.timeline import Segment
 
 _TRUNK_SAMPLES = TRUNK_STRIDE * features.SHIFT_SAMPLES
@@ -43,11 +44,9 @@ class Extractor:
         self._model = model
         self._doubt = doubt
         self._sound = torch.zeros(0)  # not yet made into features
-        self._features = torch.zeros(0, features.BINS)
-        self._features_from = 0  # frame at which they begin
+        self._features = Recent(features.BINS)
         self._done = 0  # frames that have been through the shared trunk
-        self._trunk = torch.zeros(0, TRUNK_SIZE)
-        self._trunk_from = 0  # trunk frame at which it begins
+        self._trunk = Recent(TRUNK_SIZE, device=model.device)
         self._begins: list[int] = []  # first sample of each window
         self._masks: list[NDArray[np.uint8]] = []  # of the windows from `_chunk` on
         self._chunk = 0  # the first window that can be run again
@@ -60,7 +59,7 @@ class Extractor:
         frames = features.frame_count(len(self._sound))
         if frames:
             used = (frames - 1) * features.SHIFT_SAMPLES + features.FRAME_SAMPLES
-            self._features = torch.cat([self._features, features.log_mel(self._sound[:used])])
+            self._features.append(features.log_mel(self._sound[:used]))
             self._sound = self._sound[frames * features.SHIFT_SAMPLES :].clone()
 
     def expect(self, begins: Iterable[int], activity: NDArray[np.uint8]) -> None:
@@ -70,30 +69,27 @@ class Extractor:
             self._masks.append(mask)
             self._known.append(np.zeros((LOCAL_SPEAKERS, DIMENSION), np.float32))
         lookahead = _CONTEXT + 2 * _MEAN_REACH
-        while max(_SHORT, self._done + _BLOCK + lookahead) < self._end and self._heard() >= self._done + _BLOCK:
+        while (
+            max(_SHORT, self._done + _BLOCK + lookahead) < self._features.stop and self._heard() >= self._done + _BLOCK
+        ):
             self._run_block(self._done + _BLOCK)
             if self._pooled - self._chunk >= _CHUNK:
                 self._settle_chunk()
 
     def finish(self) -> None:
         """No more sound: embed the windows that are left."""
-        if self._end <= _SHORT:
+        if self._features.stop <= _SHORT:
             self._run_alone(range(len(self._begins)))
             self._pooled = len(self._begins)
             return
-        while self._done < self._end:
-            self._run_block(min(self._end, self._done + _BLOCK))
+        while self._done < self._features.stop:
+            self._run_block(min(self._features.stop, self._done + _BLOCK))
         self._pool(everything=True)
         self._settle_chunk()
 
     def embeddings(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Of the local speakers of windows; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
         return np.array(self._known[first:stop], np.float32).reshape(-1, LOCAL_SPEAKERS, DIMENSION)
-
-    @property
-    def _end(self) -> int:
-        """Feature frames received."""
-        return self._features_from + len(self._features)
 
     def _heard(self) -> int:
         """Feature frames up to which it is known who speaks."""
@@ -108,15 +104,13 @@ class Extractor:
         needed = min(
             self._done, self._begins[stop] // features.SHIFT_SAMPLES if stop < len(self._begins) else self._done
         )
-        keep = max(0, needed - _CONTEXT - 2 * _MEAN_REACH)
-        self._features = self._features[keep - self._features_from :].clone()
-        self._features_from = keep
+        self._features.forget(needed - _CONTEXT - 2 * _MEAN_REACH)
 
     def _run_alone(self, windows: Iterable[int]) -> None:
         """Give each window a run of the trunk and a mean of its own, as the reference does."""
         for window in windows:
-            first = self._begins[window] // features.SHIFT_SAMPLES - self._features_from
-            part = self._features[first : first + features.frame_count(WINDOW_SAMPLES)]
+            first = self._begins[window] // features.SHIFT_SAMPLES
+            part = self._features.cut(first, first + features.frame_count(WINDOW_SAMPLES))
             if len(part):
                 self._embed(window, self._model.trunk(part - part.mean(dim=0)), 0)
 
@@ -125,12 +119,12 @@ class Extractor:
         start = self._done
         size = -(-(stop - start) // TRUNK_STRIDE)
         if self._anybody(start, stop):
-            first = max(self._features_from, start - _CONTEXT)
-            last = min(self._end, stop + _CONTEXT)
+            first = max(self._features.start, start - _CONTEXT)
+            last = min(self._features.stop, stop + _CONTEXT)
             trunk = self._model.trunk(self._centred(first, last))[(start - first) // TRUNK_STRIDE :][:size]
         else:
             trunk = torch.zeros(size, TRUNK_SIZE, device=self._model.device)
-        self._trunk = torch.cat([self._trunk.to(trunk.device), trunk])
+        self._trunk.append(trunk)
         self._done = stop
         self._pool()
 
@@ -150,27 +144,22 @@ class Extractor:
 
     def _centred(self, first: int, last: int) -> Tensor:
         """Features of frames `first` to `last` less their local mean."""
-        low = max(self._features_from, first - 2 * _MEAN_REACH)
-        high = min(self._end, last + 2 * _MEAN_REACH)
-        part = self._features[low - self._features_from : high - self._features_from]
+        low = max(self._features.start, first - 2 * _MEAN_REACH)
+        part = self._features.cut(low, last + 2 * _MEAN_REACH)
         mean = _moving_mean(_moving_mean(part.double(), _MEAN_REACH), _MEAN_REACH)[first - low : last - low]
         return part[first - low : last - low] - mean.float()
 
     def _pool(self, *, everything: bool = False) -> None:
         """Embed the windows whose trunk frames are all there."""
-        trunk_end = self._trunk_from + len(self._trunk)
         while self._pooled < len(self._begins):
             sample = self._begins[self._pooled]
             begin, end = -(-sample // _TRUNK_SAMPLES), -(-(sample + WINDOW_SAMPLES) // _TRUNK_SAMPLES)
-            if end > trunk_end and not everything:
+            if end > self._trunk.stop and not everything:
                 break
-            part = self._trunk[begin - self._trunk_from : end - self._trunk_from]
-            self._embed(self._pooled, part, begin * _TRUNK_SAMPLES - sample)
+            self._embed(self._pooled, self._trunk.cut(begin, end), begin * _TRUNK_SAMPLES - sample)
             self._pooled += 1
-        keep = trunk_end if self._pooled == len(self._begins) else self._begins[self._pooled] // _TRUNK_SAMPLES
-        keep = max(self._trunk_from, min(keep, trunk_end))
-        self._trunk = self._trunk[keep - self._trunk_from :].clone()
-        self._trunk_from = keep
+        none_left = self._pooled == len(self._begins)
+        self._trunk.forget(self._trunk.stop if none_left else self._begins[self._pooled] // _TRUNK_SAMPLES)
 
     def _embed(self, window: int, trunk: Tensor, offset: int) -> None:
         """Embed who speaks in a window, from its trunk frames, which begin `offset` samples into it."""

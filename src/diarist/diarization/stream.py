@@ -33,6 +33,7 @@ from diarist.diarization.frames import (
     window_frame,
     window_start,
 )
+from diarist.diarization.recent import Recent
 from diarist.diarization.segmentation import SegmentationModel
 from diarist.diarization.vbx import Plda
 from diarist.stopwatch import Stopwatch
@@ -108,8 +109,7 @@ class DiarizationStream:
         self._diarizer = diarizer
         self._hop_s = SPEAKER_HOP_S if speakers else SPEECH_HOP_S
         self._samples = 0  # received
-        self._kept = torch.zeros(0)  # the last of them
-        self._kept_from = 0  # sample at which they begin
+        self._kept = Recent()  # those that windows to come will hear, and silence after the last
         self._window = 0  # the next to be segmented
         self._speech = FrameMean()
         self._activity: list[NDArray[np.uint8]] = []
@@ -126,7 +126,7 @@ class DiarizationStream:
         """Hear the next samples: mono, 16 kHz, shape (samples,)."""
         samples = torch.from_numpy(np.ascontiguousarray(block, np.float32))
         self._samples += len(samples)
-        self._kept = torch.cat([self._kept, samples])
+        self._kept.append(samples)
         with self._clock.timed("embedding"):
             if self._voices:
                 self._voices.push(samples)
@@ -141,7 +141,7 @@ class DiarizationStream:
         if total:
             end = window_start(total - 1, self._hop_s) + WINDOW_SAMPLES
             silence = max(0, end - self._samples)
-            self._kept = torch.cat([self._kept, torch.zeros(silence)])
+            self._kept.append(torch.zeros(silence))
             self._segment(total)
         with self._clock.timed("embedding"):
             if self._voices:
@@ -160,7 +160,7 @@ class DiarizationStream:
             batch = range(self._window, min(stop, self._window + _BATCH))
             begins = [window_start(window, self._hop_s) for window in batch]
             with self._clock.timed("segmentation"):
-                stretch = self._kept[begins[0] - self._kept_from : begins[-1] - self._kept_from + WINDOW_SAMPLES]
+                stretch = self._kept.cut(begins[0], begins[-1] + WINDOW_SAMPLES)
                 log_probabilities = self._log_probabilities(stretch, [begin - begins[0] for begin in begins])
                 activity = local_activity(log_probabilities)
                 for window, heard in zip(batch, log_probabilities, strict=True):
@@ -170,7 +170,7 @@ class DiarizationStream:
                 if self._voices:
                     self._voices.expect(begins, activity)
             self._window = batch.stop
-            self._forget()
+            self._kept.forget(window_start(self._window, self._hop_s))
 
     def _log_probabilities(self, stretch: Tensor, starts: list[int]) -> NDArray[np.float32]:
         """Of the classes, for windows that begin at these samples of a stretch of sound."""
@@ -182,12 +182,6 @@ class DiarizationStream:
             if len(again):
                 found[again] = exact.windows(bands, [starts[window] for window in again]).numpy()
         return found
-
-    def _forget(self) -> None:
-        needed = window_start(self._window, self._hop_s)
-        if needed > self._kept_from:
-            self._kept = self._kept[needed - self._kept_from :].clone()
-            self._kept_from = needed
 
     @property
     def settled(self) -> float:

@@ -1,15 +1,15 @@
 """The worker process: owns the models and computes. Started by `process.WorkerProcess`, never by hand.
 
 Threads: the main one computes, one piece of work after the other, as the scheduler says; one receives commands; one
-says every heartbeat how the computing thread is; each request has one that reads its sound ahead; one does what can be
-done beside the computing. When the engine's end of the pipe closes, the process is over at once.
+says every heartbeat how the computing thread is; one hands freed memory back; each request has one that reads its sound
+ahead; one does what can be done beside the computing. When the engine's end of the pipe closes, the process is over at
+once.
 """
 
 import ctypes
 import logging
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diarist.audio import sandbox_layers
 from diarist.engine.intake import Intake
+from diarist.engine.memory import keep_small, resident_bytes
 from diarist.engine.messages import EngineInfo
 from diarist.engine.pipe import Channel
 from diarist.engine.scheduler import Loop, Scheduler
@@ -113,7 +113,7 @@ class Worker:
             "decode_steps": sum(lane.steps for lane in lanes),
             "decode_rows": sum(lane.rows_used for lane in lanes),
             "oom_halvings": sum(lane.halvings for lane in lanes),
-            "rss_bytes": _resident_bytes(),
+            "rss_bytes": resident_bytes(),
         }
 
     def _make_loop(self, name: LaneName) -> Loop:
@@ -204,6 +204,7 @@ def main(make_pipeline: Callable[..., Any] = Pipeline) -> None:
         make_pipeline: Makes the models from `Setup.pipeline`; tests give another.
     """
     _die_with_parent()
+    keep_small()
     channel = Channel.from_descriptor(int(sys.argv[1]))
     blackboard = Blackboard(int(sys.argv[2]))
     setup: Setup = channel.receive()
@@ -270,11 +271,6 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
-
-
-def _resident_bytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return float(pages * resource.getpagesize())
 
 
 if __name__ == "__main__":

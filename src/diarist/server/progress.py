@@ -38,8 +38,11 @@ class Entry:
     label: str = ""
     """What the client calls it (`X-Client-Request-Id`)."""
     ticket: Running | None = None
+    """Until it has ended: the ticket holds the transcript, and what has ended is remembered for long."""
     cancelled: bool = False
     ended_as: str | None = None
+    reached: float | None = None
+    """The share that was done when it ended."""
     ended_at: float = 0.0
     begun_at: float = field(default_factory=time.monotonic)
 
@@ -47,15 +50,16 @@ class Entry:
         """What its owner is shown."""
         status = self.ticket.status if self.ticket else None
         stage = self.ended_as or (status.stage if status else "uploading")
+        fraction = status.fraction if status else self.reached
         return {
             "id": self.id,
             "object": "request",
             "client_request_id": self.label or None,
             "status": stage,
-            "step": status.step if status and not self.ended_as else "",
-            "percent": round(100 * status.fraction, 1) if status and status.fraction is not None else None,
-            "seconds_left": status.seconds_left if status and not self.ended_as else None,
-            "ahead": status.ahead if status and not self.ended_as else 0,
+            "step": status.step if status else "",
+            "percent": None if fraction is None else round(100 * fraction, 1),
+            "seconds_left": status.seconds_left if status else None,
+            "ahead": status.ahead if status else 0,
             "age_s": round((self.ended_at or time.monotonic()) - self.begun_at, 3),
         }
 
@@ -65,6 +69,12 @@ class Entry:
             self.cancelled = True
             if self.ticket:
                 self.ticket.cancel()
+
+    def end(self, ended_as: str) -> None:
+        """It is over: remember how far it came, and let go of its transcript."""
+        self.ended_as, self.ended_at = ended_as, time.monotonic()
+        if self.ticket:
+            self.reached, self.ticket = self.ticket.status.fraction, None
 
 
 def new_id() -> str:
@@ -86,9 +96,6 @@ class Registry:
         self._forget()
         entry = self._entries[request_id] = Entry(request_id, owner, label)
         return entry
-
-    def end(self, entry: Entry, ended_as: str) -> None:
-        entry.ended_as, entry.ended_at = ended_as, time.monotonic()
 
     def of(self, owner: str) -> list[Entry]:
         """A caller's requests under way, and the last of those that have ended."""

@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from diarist.engine.engine import Engine
+from diarist.engine.memory import keep_small
 from diarist.errors import OptionError
 from diarist.server.app import create_app, keys
 from diarist.server.observability import configure_logging
@@ -36,6 +37,7 @@ def run(settings: ServerSettings, engine: Engine) -> None:
     """
     check_address(settings)
     configure_logging(settings.log_format, settings.log_level)
+    keep_small()
     server = make_server(settings, engine)
     gc.freeze()  # a full collection over torch's 200 000 objects stalls the loop for 0.1 s, and they never go away
     try:

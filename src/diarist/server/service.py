@@ -93,7 +93,7 @@ class Service:
             ended_as = "cancelled"
             raise
         finally:
-            self.registry.end(entry, ended_as)
+            entry.end(ended_as)
             await asyncio.shield(asyncio.to_thread(files.remove))
 
     def submit(self, call: Call, file: SpooledFile, work: Work) -> Ticket:

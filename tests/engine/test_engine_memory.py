@@ -1,0 +1,64 @@
+"""A process that serves stays small: few arenas, and holes are handed back. Each in a process of its own."""
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt and malloc_trim are glibc's")
+
+# Twelve threads at a time allocate, as request after request does; then nine tenths of 80 MB are freed in holes.
+SCRIPT = """
+import ctypes, json, sys, threading, time
+from diarist.engine import memory
+
+memory._PERIOD_S = 0.2
+if sys.argv[1] == "small":
+    memory.keep_small()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+together = threading.Barrier(12)
+
+def allocate():
+    together.wait()
+    for _ in range(200):
+        libc.malloc(ctypes.c_size_t(1000))
+    together.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+blocks = [bytes([1]) * 100_000 for _ in range(800)]
+full = memory.resident_bytes()
+blocks = [block for number, block in enumerate(blocks) if number % 10 == 0]
+until = time.monotonic() + 10
+while memory.resident_bytes() > full - 50e6 and time.monotonic() < until and sys.argv[1] == "small":
+    time.sleep(0.05)
+file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+arenas = open(sys.argv[2]).read().count("<heap nr=")
+print(json.dumps({"given back MB": (full - memory.resident_bytes()) / 1e6, "arenas": arenas}))
+"""
+
+
+def found(kind, folder):
+    command = [sys.executable, "-c", SCRIPT, kind, str(folder / "malloc.xml")]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout)
+
+
+def test_holes_are_handed_back_and_threads_share_arenas(tmp_path):
+    small = found("small", tmp_path)
+    assert small["given back MB"] > 50
+    assert small["arenas"] <= 2
+
+
+def test_without_it_they_would_be_kept(tmp_path):
+    """Otherwise the test above shows nothing."""
+    plain = found("plain", tmp_path)
+    assert plain["given back MB"] < 20
+    assert plain["arenas"] > 2
