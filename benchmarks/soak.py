@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx2
@@ -49,8 +49,9 @@ HTTP = httpx2.Client(limits=httpx2.Limits(max_connections=None, max_keepalive_co
 class Server:
     """`diarist serve` in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.settings = settings or {}
         self.log = folder / "log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -61,7 +62,8 @@ class Server:
     def start(self) -> float:
         """Start it and wait until it is ready; seconds that this took."""
         begun = time.monotonic()
-        environment = {**os.environ, "DIARIST_SPOOL_DIR": str(self.folder / "spool"), "DIARIST_PORT": str(self.port)}
+        places = {"DIARIST_SPOOL_DIR": str(self.folder / "spool"), "DIARIST_PORT": str(self.port)}
+        environment = {**os.environ, **places, **self.settings}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "diarist", "serve"], stderr=log, env=environment)
         self.wait_ready()

@@ -562,7 +562,7 @@ def serve(
     with _reported(debug=debug):
         settings = configuration.load_server(asr_model=model, **flags)
         from diarist.audio import DecodeLimits  # noqa: PLC0415 (as below)
-        from diarist.engine.engine import Engine, EngineOptions  # noqa: PLC0415 (torch is slow to import)
+        from diarist.engine.engine import Engine, EngineOptions  # noqa: PLC0415 (the web framework is slow to import)
         from diarist.server.serve import run  # noqa: PLC0415
 
         options = EngineOptions(

@@ -179,7 +179,7 @@ class Worker:
             intake,
             self._pipeline,
             loop,
-            self._aside,
+            None if lane == "urgent" else self._aside,  # to hand it over means to wait for another's piece of work
             self._tell,
             wake=lambda: self._inbox.put(_WAKE),
             done=self._count,
