@@ -128,7 +128,7 @@ class ServerSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", validation_alias="DIARIST_LOG_LEVEL")
     """Least serious messages that are logged."""
     otel: bool = Field(False, validation_alias="DIARIST_OTEL")
-    """Send OpenTelemetry traces, as the `OTEL_*` variables say; needs the OpenTelemetry SDK installed."""
+    """Send OpenTelemetry traces, as the `OTEL_*` variables say; needs the extra `otel`."""
 
 
 _AnySettings = TypeVar("_AnySettings", bound=Settings)
