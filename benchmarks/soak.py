@@ -3,6 +3,10 @@
     scripts/soak kill --count 200        # kill -9 of the worker under load
     scripts/soak restart --count 100     # SIGTERM and a new server, under load
     scripts/soak malformed --count 20000 # and schemathesis over every operation
+    scripts/soak fair --minutes 5        # hazards at full size, one by one: hazard_trials.py
+    scripts/soak overload --minutes 5
+    scripts/soak huge --count 20
+    scripts/soak slow --minutes 3
     scripts/soak mixed --minutes 45      # all kinds of callers; memory, descriptors, threads and files are watched
 
 Every caller opens a connection for each request, so that a closed one is never mistaken for a lost answer. An answer is
@@ -10,6 +14,7 @@ lost when a request that the server took in ends without a status. The server's 
 """
 
 import argparse
+import asyncio
 import contextlib
 import difflib
 import itertools
@@ -32,6 +37,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
+import hazard_trials as trials
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "load"))
 import clips
 
@@ -42,8 +49,14 @@ _ALIKE = 0.5
 _ANSWERS_BETWEEN = 10
 """Between two faults, at least: so that far more is answered than is lost. A server that stops answers its last ones."""
 _PAUSE_S = 0.5  # after an answer that is none
-_SMALL = {"ASR_MODEL": "tiny.en"}
-"""What is started a hundred times is small, and tells no speakers apart."""
+_SMALL = {"ASR_MODEL": "tiny.en"}  # what is started a hundred times is small, and tells no speakers apart
+SETTINGS = {
+    "kill": _SMALL,
+    "restart": _SMALL,
+    "fair": {"DIARIST_API_KEYS": ",".join(trials.FAIR_KEYS)},
+}
+COUNTS = {"kill": 200, "restart": 100, "malformed": 20_000, "huge": 20}
+MINUTES = {"mixed": 45.0, "fair": 5.0, "overload": 5.0, "slow": 3.0}
 _SAMPLE_S = 10.0
 _WARM_UP_SHARE = 0.2
 _MOST_GROWTH_MB_PER_H = 5.0
@@ -425,6 +438,56 @@ def mixed(server: Server, minutes: float) -> bool:
     return not wrong and left == 0 and status == 0 and (flat or minutes < 20)  # short runs are all warm-up
 
 
+def fair(server: Server, minutes: float, every_s: float) -> bool:
+    server.start()
+    sent = short_clips(server.folder)
+    found = asyncio.run(trials.fair(server.port, sent[0], sent, minutes, every_s))
+    report("fairness between keys", found)
+    return server.stop().status == 0 and set(found["beside"]) == {200} and found["p95 ratio"] <= 1.5
+
+
+def overload(server: Server, minutes: float) -> bool:
+    server.start()
+    found = asyncio.run(trials.overload(server.port, short_clips(server.folder), minutes))
+    report("three times what it can do", found)
+    told = found["429 after ms p50, p99"][1] <= 50 and found["goodput / peak"] >= 0.95
+    return server.stop().status == 0 and set(found["answers"]) <= {200, 429} and told and found["queue deepest"] <= 256
+
+
+def huge(server: Server, count: int) -> bool:
+    server.start()
+    resident = psutil.Process(server.pid).memory_info
+
+    def spooled() -> int:
+        return sum(size for path in (server.folder / "spool").rglob("*") if (size := _size(path)))
+
+    found = asyncio.run(trials.huge(server.port, count, lambda: resident().rss, spooled))
+    report("bodies of 10 GB", found)
+    before, most = found["memory MB before, most"]
+    return server.stop().status == 0 and set(found["answers"]) == {413} and most - before <= 32
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # removed meanwhile
+        return path.stat().st_size if path.is_file() else 0
+    return 0
+
+
+def slow(server: Server, minutes: float, every_s: float) -> bool:
+    server.start()
+    found = asyncio.run(trials.slow(server.port, short_clips(server.folder)[0], minutes, every_s))
+    report("five hundred who dawdle", found)
+    alone, beside = found["p95 s alone, beside"]
+    cut = found["cut off after s at most"]
+    return server.stop().status == 0 and max(cut.values()) <= 35 and beside <= 1.1 * alone
+
+
+def short_clips(folder: Path) -> list[bytes]:
+    """Clips of 5 to 12 s; the first is of 10 s."""
+    cut = [path for path in clips.cut(clips.sample(), folder / "clips") if clips.seconds_of(path) <= 12]
+    return [path.read_bytes() for path in sorted(cut, key=lambda path: clips.seconds_of(path) != 10)]
+
+
 @contextlib.contextmanager
 def a_server(settings: Mapping[str, str]) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
@@ -438,20 +501,29 @@ def a_server(settings: Mapping[str, str]) -> Iterator[Server]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["kill", "restart", "malformed", "mixed"])
-    parser.add_argument("--count", type=int, help="kills, restarts or requests; by default 200, 100 and 20 000")
-    parser.add_argument("--minutes", type=float, default=45.0)
+    parser.add_argument("kind", choices=[*COUNTS, *MINUTES])
+    parser.add_argument("--count", type=int, help=f"by default {COUNTS}")
+    parser.add_argument("--minutes", type=float, help=f"by default {MINUTES}")
+    parser.add_argument(
+        "--every", type=float, default=1.0, help="seconds between two requests of the one who asks seldom"
+    )
     arguments = parser.parse_args()
-    count = arguments.count or {"kill": 200, "restart": 100, "malformed": 20_000, "mixed": 0}[arguments.kind]
-    if arguments.kind == "malformed":
+    kind = arguments.kind
+    count, minutes = arguments.count or COUNTS.get(kind, 0), arguments.minutes or MINUTES.get(kind, 0.0)
+    if kind == "malformed":
         passed = malformed(count)
     else:
-        small = _SMALL if arguments.kind in ("kill", "restart") else {}
-        with a_server(small) as server:
-            runs = {"kill": kill, "restart": restart}
-            passed = (
-                mixed(server, arguments.minutes) if arguments.kind == "mixed" else runs[arguments.kind](server, count)
-            )
+        runs: dict[str, Callable[[Server], bool]] = {
+            "kill": lambda server: kill(server, count),
+            "restart": lambda server: restart(server, count),
+            "huge": lambda server: huge(server, count),
+            "fair": lambda server: fair(server, minutes, arguments.every),
+            "overload": lambda server: overload(server, minutes),
+            "slow": lambda server: slow(server, minutes, arguments.every),
+            "mixed": lambda server: mixed(server, minutes),
+        }
+        with a_server(SETTINGS.get(kind, {})) as server:
+            passed = runs[kind](server)
     sys.exit(0 if passed else 1)
 
 
