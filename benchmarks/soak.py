@@ -53,6 +53,7 @@ _SMALL = {"ASR_MODEL": "tiny.en"}  # what is started a hundred times is small, a
 SETTINGS = {
     "kill": _SMALL,
     "restart": _SMALL,
+    "overload": {"DIARIST_MAX_WAITING": "32"},  # full within a minute on any machine
     "fair": {"DIARIST_API_KEYS": ",".join(trials.FAIR_KEYS)},
 }
 COUNTS = {"kill": 200, "restart": 100, "malformed": 20_000, "huge": 20}
@@ -451,7 +452,7 @@ def overload(server: Server, minutes: float) -> bool:
     found = asyncio.run(trials.overload(server.port, short_clips(server.folder), minutes))
     report("three times what it can do", found)
     told = found["429 after ms p50, p99"][1] <= 50 and found["goodput / peak"] >= 0.95
-    return server.stop().status == 0 and set(found["answers"]) <= {200, 429} and told and found["queue deepest"] <= 256
+    return server.stop().status == 0 and set(found["answers"]) <= {200, 429} and told and found["queue deepest"] <= 32
 
 
 def huge(server: Server, count: int) -> bool:
