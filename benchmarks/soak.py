@@ -3,6 +3,10 @@
     scripts/soak kill --count 200        # kill -9 of the worker under load
     scripts/soak restart --count 100     # SIGTERM and a new server, under load
     scripts/soak malformed --count 20000 # and schemathesis over every operation
+    scripts/soak fair --minutes 5        # hazards at full size, one by one: hazard_trials.py
+    scripts/soak overload --minutes 5
+    scripts/soak huge --count 20
+    scripts/soak slow --minutes 3
     scripts/soak mixed --minutes 45      # all kinds of callers; memory, descriptors, threads and files are watched
 
 Every caller opens a connection for each request, so that a closed one is never mistaken for a lost answer. An answer is
@@ -10,6 +14,7 @@ lost when a request that the server took in ends without a status. The server's 
 """
 
 import argparse
+import asyncio
 import contextlib
 import difflib
 import io
@@ -20,6 +25,7 @@ import os
 import random
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,12 +33,14 @@ import threading
 import time
 import wave
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx2
 import psutil
+
+import hazard_trials as trials
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "load"))
 import clips
@@ -46,6 +54,18 @@ _FLOOR_S = 60.0
 _LENGTHS = 120
 """Clips of different lengths that come before the measuring: oneDNN keeps the 1024 last programs that it made for a shape
 of input, a length needs about a dozen, and until they are full memory grows by 80 MB."""
+_ANSWERS_BETWEEN = 10
+"""Between two faults, at least: so that far more is answered than is lost. A server that stops answers its last ones."""
+_PAUSE_S = 0.5  # after an answer that is none
+_SMALL = {"ASR_MODEL": "tiny.en"}  # what is started a hundred times is small, and tells no speakers apart
+SETTINGS = {
+    "kill": _SMALL,
+    "restart": _SMALL,
+    "overload": {"DIARIST_MAX_WAITING": "32"},  # full within a minute on any machine
+    "fair": {"DIARIST_API_KEYS": ",".join(trials.FAIR_KEYS)},
+}
+COUNTS = {"kill": 200, "restart": 100, "malformed": 20_000, "huge": 20}
+MINUTES = {"mixed": 45.0, "fair": 5.0, "overload": 5.0, "slow": 3.0}
 _WARM_UP_SHARE = 0.2
 _MOST_GROWTH_MB_PER_H = 5.0
 _SHORT_MIN = 20.0
@@ -59,8 +79,9 @@ HTTP = httpx2.Client(limits=httpx2.Limits(max_connections=None, max_keepalive_co
 class Server:
     """`diarist serve` in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.settings = settings or {}
         self.log = folder / "log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -71,7 +92,8 @@ class Server:
     def start(self) -> float:
         """Start it and wait until it is ready; seconds that this took."""
         begun = time.monotonic()
-        environment = {**os.environ, "DIARIST_SPOOL_DIR": str(self.folder / "spool"), "DIARIST_PORT": str(self.port)}
+        places = {"DIARIST_SPOOL_DIR": str(self.folder / "spool"), "DIARIST_PORT": str(self.port)}
+        environment = {**os.environ, **places, **self.settings}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "diarist", "serve"], stderr=log, env=environment)
         self.wait_ready()
@@ -100,13 +122,19 @@ class Server:
                     return child
         return None
 
-    def stop(self) -> tuple[int, float]:
-        """SIGTERM; the exit status, and the seconds until it."""
-        begun = time.monotonic()
+    def stop(self) -> "Stop":
+        """SIGTERM, and what followed."""
         if self.process is None:
-            return 0, 0.0
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60), time.monotonic() - begun
+            return Stop(0, 0.0, 0.0)
+        with httpx2.Client(base_url=self.url, timeout=5) as client:  # one connection, open before
+            client.get("/livez")
+            begun = time.monotonic()
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(httpx2.TransportError):  # closed: not ready either
+                while client.get("/readyz").status_code == 200:
+                    pass
+            unready_s = time.monotonic() - begun
+        return Stop(self.process.wait(60), time.monotonic() - begun, unready_s)
 
     def spooled(self) -> int:
         """Files of clients that lie in the spool."""
@@ -123,11 +151,24 @@ class Server:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a server ended."""
+
+    status: int
+    seconds: float
+    """From SIGTERM to the exit."""
+    unready_s: float
+    """From SIGTERM until `/readyz` said 503, or nothing."""
+
+
 class Callers:
     """Threads that call until they are told to stop, and what they saw."""
 
     def __init__(self, calls: list[Callable[[random.Random], str]]) -> None:
         self.seen: Counter[str] = Counter()
+        self.refused: list[float] = []
+        """When a 503 came, on the monotonic clock."""
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(call, seed)) for seed, call in enumerate(calls)]
         for thread in self._threads:
@@ -138,8 +179,16 @@ class Callers:
         while not self._stop.is_set():
             outcome = call(source)
             self.seen[outcome] += 1
+            if outcome == "503":
+                self.refused.append(time.monotonic())
             if not outcome.startswith("200"):
-                time.sleep(0.1)
+                time.sleep(_PAUSE_S)
+
+    def wait_for_answers(self, count: int, limit_s: float = 120.0) -> None:
+        """Wait until so many more have come, whole and right."""
+        wanted, until = self.seen["200"] + count, time.monotonic() + limit_s
+        while self.seen["200"] < wanted and time.monotonic() < until:
+            time.sleep(0.01)
 
     def stop(self) -> None:
         self._stop.set()
@@ -154,14 +203,18 @@ def good(url: str, recordings: list[tuple[bytes, str]]) -> Callable[[random.Rand
 
     def call(source: random.Random) -> str:
         content, text = source.choice(recordings)
+        status = 0
         try:
-            answer = HTTP.post(f"{url}/predict", files={"file": ("a.wav", content)}, data=FORM, timeout=300)
+            files = {"file": ("a.wav", content)}
+            with HTTP.stream("POST", f"{url}/predict", files=files, data=FORM, timeout=300) as answer:
+                status = answer.status_code
+                answer.read()
         except httpx2.ConnectError:
             return "not listening"
         except httpx2.TransportError as error:
-            return f"broken off: {type(error).__name__}"
-        if answer.status_code != 200:
-            return str(answer.status_code)
+            return f"truncated {status}" if status else f"broken off: {type(error).__name__}"
+        if status != 200:
+            return str(status)
         return "200" if alike(answer.json()["text"], text) else "200 with another text"
 
     return call
@@ -187,75 +240,96 @@ def report(title: str, figures: dict[str, object]) -> None:
 
 
 def kill(server: Server, count: int) -> bool:
-    """The worker is killed under load, again and again."""
+    """The worker is killed under load, again and again; after every tenth kill the next is stopped instead."""
     started_s = server.start()
-    callers = Callers([good(server.url, known(server.url, server.folder))] * 6)
-    unready, ready = [], []
-    for _ in range(count):
-        time.sleep(random.uniform(0.2, 1.5))
+    callers = Callers([good(server.url, known(server.url, server.folder))] * 3)
+    struck: list[float] = []
+    gone: dict[str, list[float]] = {"SIGKILL": [], "SIGSTOP": []}
+    ready: list[float] = []
+    signals = [name for number in range(count) for name in ("SIGKILL", "SIGSTOP")[: 1 + (number % 10 == 9)]]
+    for number, name in enumerate(signals, 1):
+        callers.wait_for_answers(_ANSWERS_BETWEEN)
         worker = server.worker()
         if worker is None:
             continue
-        begun = time.monotonic()
-        worker.kill()
-        while server.worker() in (None, worker) and time.monotonic() - begun < 60:
+        struck.append(time.monotonic())
+        worker.send_signal(getattr(signal, name))
+        while server.worker() in (None, worker) and time.monotonic() - struck[-1] < 60:
             time.sleep(0.01)
-        unready.append(time.monotonic() - begun)
+        gone[name].append(time.monotonic() - struck[-1])
         ready.append(server.wait_ready())
+        if number % 20 == 0:
+            report("so far", {"strikes": number, "outcomes": dict(callers.seen)})
     callers.stop()
     worker = server.worker()
-    status, _ = server.stop()
+    stop = server.stop()
     orphans = worker is not None and worker.is_running()
+    told = [at - max(strike for strike in struck if strike <= at) for at in callers.refused if at >= struck[0]]
     lost = sum(n for outcome, n in callers.seen.items() if outcome not in ("200", "503"))
     report(
-        "kill -9 of the worker",
+        "kill -9 of the worker, and SIGSTOP",
         {
-            "kills": len(ready),
+            "kills": len(gone["SIGKILL"]),
+            "stops": len(gone["SIGSTOP"]),
             "outcomes": dict(callers.seen),
             "lost or wrong": lost,
             "first start s": round(started_s, 2),
-            "new worker s max": round(max(unready, default=0), 2),
+            "new worker after a kill s max": round(max(gone["SIGKILL"], default=0), 2),
+            "new worker after a stop s max": round(max(gone["SIGSTOP"], default=0), 2),
+            "503 after a strike s median, max": [
+                round(statistics.median(told or [0]), 2),
+                round(max(told, default=0), 2),
+            ],
             "ready again s max": round(max(ready, default=0), 2),
             "spool": server.spooled(),
             "orphans": orphans,
-            "exit": status,
+            "exit": stop.status,
         },
     )
-    return lost == 0 and status == 0 and not orphans and server.spooled() == 0 and len(ready) >= count * 0.9
+    return lost == 0 and stop.status == 0 and not orphans and server.spooled() == 0 and len(ready) >= len(signals) * 0.9
 
 
 def restart(server: Server, count: int) -> bool:
     """SIGTERM under load and a new server, again and again."""
     server.start()
-    callers = Callers([good(server.url, known(server.url, server.folder))] * 6)
-    exits: Counter[int] = Counter()
-    stops, starts = [], []
-    for _ in range(count):
-        time.sleep(random.uniform(0.2, 1.0))
-        status, seconds = server.stop()
-        exits[status] += 1
-        stops.append(seconds)
+    recordings = known(server.url, server.folder)
+    callers = Callers([good(server.url, recordings)] * 3)
+    stops: list[Stop] = []
+    starts: list[float] = []
+    for number in range(1, count + 1):
+        callers.wait_for_answers(_ANSWERS_BETWEEN // 3)
+        stops.append(server.stop())
         starts.append(server.start())
+        if number % 10 == 0:
+            report("so far", {"restarts": number, "outcomes": dict(callers.seen)})
     callers.stop()
-    exits[server.stop()[0]] += 1
+    stops.append(server.stop())
     logged, seen = server.answers_logged(), callers.seen
     # what was broken off was never taken in, if every answer that the server logged has come to a caller
-    came = seen["200"] + seen["503"] + seen["429"]
-    wrong = seen["200 with another text"] + seen["hung"] + max(0, logged[200] + logged[503] + logged[429] - 6 - came)
+    came = {status: seen[str(status)] for status in (200, 503, 429)}
+    lost = sum(max(0, logged[status] - came[status]) for status in came) - len(recordings)
+    truncated = sum(n for outcome, n in seen.items() if outcome.startswith("truncated"))
+    wrong = seen["200 with another text"] + seen["hung"] + truncated + max(0, lost)
     report(
         "rolling restarts",
         {
             "restarts": count,
             "outcomes": dict(seen),
             "logged": dict(logged),
+            "truncated": truncated,
             "lost or wrong": wrong,
-            "exits": dict(exits),
-            "stop s max": round(max(stops), 2),
-            "start s max": round(max(starts), 2),
+            "exits": dict(Counter(stop.status for stop in stops)),
+            "exit s max": round(max(stop.seconds for stop in stops), 2),
+            "unready ms median, max": [
+                round(1000 * statistics.median(stop.unready_s for stop in stops)),
+                round(1000 * max(stop.unready_s for stop in stops)),
+            ],
+            "start s median, max": [round(statistics.median(starts), 2), round(max(starts), 2)],
             "spool": server.spooled(),
         },
     )
-    return wrong == 0 and set(exits) == {0} and max(stops) <= 30 and server.spooled() == 0
+    clean = all(stop.status == 0 and stop.seconds <= 30 for stop in stops)
+    return wrong == 0 and clean and server.spooled() == 0
 
 
 def malformed(count: int) -> bool:
@@ -408,7 +482,7 @@ def mixed(server: Server, minutes: float) -> bool:
     callers.stop()
     time.sleep(3)
     left = server.spooled()
-    status, _ = server.stop()
+    status = server.stop().status
     warm = [sample for sample in samples if sample[0] > _WARM_UP_SHARE * 60 * minutes]
     names = sorted(set(itertools.chain.from_iterable(row for _, row in samples)))
     values = {name: [(t, row[name]) for t, row in warm if name in row] for name in names}
@@ -433,10 +507,60 @@ def mixed(server: Server, minutes: float) -> bool:
     return not wrong and left == 0 and status == 0 and (flat or minutes < _SHORT_MIN)  # short runs are all warm-up
 
 
+def fair(server: Server, minutes: float, every_s: float) -> bool:
+    server.start()
+    sent = short_clips(server.folder)
+    found = asyncio.run(trials.fair(server.port, sent[0], sent, minutes, every_s))
+    report("fairness between keys", found)
+    return server.stop().status == 0 and set(found["beside"]) == {200} and found["p95 ratio"] <= 1.5
+
+
+def overload(server: Server, minutes: float) -> bool:
+    server.start()
+    found = asyncio.run(trials.overload(server.port, short_clips(server.folder), minutes))
+    report("three times what it can do", found)
+    told = found["429 after ms p50, p99"][1] <= 50 and found["goodput / peak"] >= 0.95
+    return server.stop().status == 0 and set(found["answers"]) <= {200, 429} and told and found["queue deepest"] <= 32
+
+
+def huge(server: Server, count: int) -> bool:
+    server.start()
+    resident = psutil.Process(server.pid).memory_info
+
+    def spooled() -> int:
+        return sum(size for path in (server.folder / "spool").rglob("*") if (size := _size(path)))
+
+    found = asyncio.run(trials.huge(server.port, count, lambda: resident().rss, spooled))
+    report("bodies of 10 GB", found)
+    before, most = found["memory MB before, most"]
+    return server.stop().status == 0 and set(found["answers"]) == {413} and most - before <= 32
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # removed meanwhile
+        return path.stat().st_size if path.is_file() else 0
+    return 0
+
+
+def slow(server: Server, minutes: float, every_s: float) -> bool:
+    server.start()
+    found = asyncio.run(trials.slow(server.port, short_clips(server.folder)[0], minutes, every_s))
+    report("five hundred who dawdle", found)
+    alone, beside = found["p95 s alone, beside"]
+    cut = found["cut off after s at most"]
+    return server.stop().status == 0 and max(cut.values()) <= 35 and beside <= 1.1 * alone
+
+
+def short_clips(folder: Path) -> list[bytes]:
+    """Clips of 5 to 12 s; the first is of 10 s."""
+    cut = [path for path in clips.cut(clips.sample(), folder / "clips") if clips.seconds_of(path) <= 12]
+    return [path.read_bytes() for path in sorted(cut, key=lambda path: clips.seconds_of(path) != 10)]
+
+
 @contextlib.contextmanager
-def a_server() -> Iterator[Server]:
+def a_server(settings: Mapping[str, str]) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder))
+        server = Server(Path(folder), settings)
         try:
             yield server
         finally:
@@ -446,19 +570,29 @@ def a_server() -> Iterator[Server]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["kill", "restart", "malformed", "mixed"])
-    parser.add_argument("--count", type=int, help="kills, restarts or requests; by default 200, 100 and 20 000")
-    parser.add_argument("--minutes", type=float, default=45.0)
+    parser.add_argument("kind", choices=[*COUNTS, *MINUTES])
+    parser.add_argument("--count", type=int, help=f"by default {COUNTS}")
+    parser.add_argument("--minutes", type=float, help=f"by default {MINUTES}")
+    parser.add_argument(
+        "--every", type=float, default=1.0, help="seconds between two requests of the one who asks seldom"
+    )
     arguments = parser.parse_args()
-    count = arguments.count or {"kill": 200, "restart": 100, "malformed": 20_000, "mixed": 0}[arguments.kind]
-    if arguments.kind == "malformed":
+    kind = arguments.kind
+    count, minutes = arguments.count or COUNTS.get(kind, 0), arguments.minutes or MINUTES.get(kind, 0.0)
+    if kind == "malformed":
         passed = malformed(count)
     else:
-        with a_server() as server:
-            runs = {"kill": kill, "restart": restart}
-            passed = (
-                mixed(server, arguments.minutes) if arguments.kind == "mixed" else runs[arguments.kind](server, count)
-            )
+        runs: dict[str, Callable[[Server], bool]] = {
+            "kill": lambda server: kill(server, count),
+            "restart": lambda server: restart(server, count),
+            "huge": lambda server: huge(server, count),
+            "fair": lambda server: fair(server, minutes, arguments.every),
+            "overload": lambda server: overload(server, minutes),
+            "slow": lambda server: slow(server, minutes, arguments.every),
+            "mixed": lambda server: mixed(server, minutes),
+        }
+        with a_server(SETTINGS.get(kind, {})) as server:
+            passed = runs[kind](server)
     sys.exit(0 if passed else 1)
 
 

@@ -1,5 +1,6 @@
 """The command: what it prints where, which files it writes, and how it fails."""
 
+import inspect
 import os
 import pty
 import re
@@ -573,3 +574,13 @@ def test_real_faults_and_a_pipe(sample_recording, base_model, folder):
     assert "empty.wav" in error.splitlines()[0]
     assert "notes.mp3" in error.splitlines()[1]
     assert "new jersey" in done.stdout.decode().lower()
+
+
+def test_the_help_shows_every_default_that_is_written_in_it(run):
+    for command in ("transcribe", "distill", "serve"):
+        shown = run(command, "--help").stdout
+        source = inspect.getsource(getattr(cli, command))
+        defaults = re.findall(r"(\[[^\]\"]+\])\"", source)
+        assert defaults
+        for default in defaults:
+            assert default in " ".join(re.sub(r"[│\n]", " ", shown).split()), default

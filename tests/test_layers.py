@@ -5,7 +5,7 @@
 | 0 | errors, settings, stopwatch, timeline |
 | 1 | audio, models, compute |
 | 2 | asr, diarization |
-| 3 | attribution, transcript, formats |
+| 3 | attribution, transcript, formats, request |
 | 4 | pipeline |
 | 5 | engine, original, distillation |
 | 6 | server, handler, deploy |
@@ -24,7 +24,7 @@ RANKS = {
     **dict.fromkeys(("errors", "settings", "stopwatch", "timeline"), 0),
     **dict.fromkeys(("audio", "models", "compute"), 1),
     **dict.fromkeys(("asr", "diarization"), 2),
-    **dict.fromkeys(("attribution", "transcript", "formats"), 3),
+    **dict.fromkeys(("attribution", "transcript", "formats", "request"), 3),
     "pipeline": 4,
     **dict.fromkeys(("engine", "original", "distillation"), 5),
     **dict.fromkeys(("server", "handler", "deploy"), 6),
@@ -116,6 +116,16 @@ def test_the_product_does_not_import_its_oracles(path):
 @pytest.mark.parametrize("module", LIGHT_MODULES)
 def test_light_modules_stay_light(module):
     name = f"diarist.{module}".rstrip(".")
-    program = f"import sys, {name}; print(*sorted(set(sys.modules) & set({HEAVY!r})))"
+    assert heavy_after(f"import {name}") == []
+
+
+def test_a_servers_process_does_not_compute():
+    loaded = heavy_after("import diarist.engine.engine, diarist.server.serve")
+    assert set(loaded) <= {"numpy", "pydantic", "soxr"}
+
+
+def heavy_after(statement):
+    """What is loaded after a statement of what takes long to load, or much memory."""
+    program = f"import sys\n{statement}\nprint(*sorted(set(sys.modules) & set({HEAVY!r})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    return done.stdout.split()

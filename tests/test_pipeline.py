@@ -10,7 +10,7 @@ import pytest
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from diarist import AudioError, OptionError, Pipeline, Progress, Transcript
-from diarist.pipeline import SpeakerHints
+from diarist.request import SpeakerHints
 
 NORMALIZE = EnglishTextNormalizer()
 

@@ -48,7 +48,9 @@ export default function () {
     return;
   }
   seconds[nameOf(cell)].add(response.timings.duration / 1000);
-  check(response, { "status is 200": (r) => r.status === 200 });
+  if (!check(response, { "status is 200": (r) => r.status === 200 })) {
+    return;
+  }
   check(response, {
     "text is there": (r) => r.json("text").trim().length > 0 && r.json("text").toLowerCase().includes(texts[cell.length]),
     "chunks hold the text": (r) =>

@@ -1,6 +1,6 @@
 """Load on two servers after one another, in one table: ours, and the original's design on the same weights.
 
-    python benchmarks/load/run.py --clients 1 4 16 64 --seconds 60
+    python benchmarks/load/run.py --clients 1 4 16 64 --seconds 60 --out FOLDER    # 9 to 10 minutes in all
 
 Throughput counts the audio of answers that came inside the run. Latencies are those of answered requests. Both servers
 run with the same number of processor threads, and locust beside them on the same machine.
@@ -16,13 +16,24 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import clips
 
 HERE = Path(__file__).resolve().parent
 _LONGEST_START_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one server did with so many clients."""
+
+    server: str
+    clients: int
+    figures: dict[str, float]
 
 
 def free_port() -> int:
@@ -94,24 +105,64 @@ def loop_stall(url: str) -> float:
     return float(rows[0].split()[1]) if rows else float("nan")
 
 
+COLUMNS = {
+    "throughput": "audio s/s", "p50": "p50 s", "p95": "p95 s", "p99": "p99 s", "answered": "answered",
+    "rejected": "429", "failed": "failed", "health_p99_ms": "health p99 ms", "stall_ms": "loop stall ms",
+}  # fmt: skip
+"""Figures of a row, and how they are headed."""
+
+
+def cells(row: Mapping[str, float]) -> list[str]:
+    """The figures of a row as they are shown; a dash for what a server does not count."""
+    shown = [
+        f"{row[key]:.2f}" if head.endswith("s") and row[key] < 100 else f"{row[key]:.0f}"
+        for key, head in COLUMNS.items()
+    ]
+    return [cell.replace("nan", "-") for cell in shown]
+
+
+def table(rows: Sequence[Row], about: Mapping[str, object]) -> str:
+    """Markdown: what was measured on, the rows, and how many times the original's throughput ours is."""
+    lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    lines += ["| server | clients | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines += [f"| {row.server} | {row.clients} | " + " | ".join(cells(row.figures)) + " |" for row in rows]
+    theirs = {row.clients: row.figures["throughput"] for row in rows if row.server == "original"}
+    times = [
+        f"{row.clients} clients: {row.figures['throughput'] / theirs[row.clients]:.1f}x"
+        for row in rows
+        if row.server == "diarist" and theirs.get(row.clients)
+    ]
+    return "\n".join(
+        [*lines, "", *(["Throughput beside the original's design: " + ", ".join(times)] if times else []), ""]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seconds", type=int, default=60, help="for each row")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--recording", type=Path, help="16-bit wav that the clips are cut from")
     parser.add_argument("--only", choices=["diarist", "original"])
+    parser.add_argument("--out", type=Path, help="folder for load.json and load.md")
     arguments = parser.parse_args()
-    heads = ("server", "clients", "audio s/s", "p50 s", "p95 s", "p99 s", "answered", "429", "failed", "health p99 ms")
-    print("|", " | ".join([*heads, "stall ms"]), "|")
-    print("|---" * (len(heads) + 1) + "|")
+    about = {
+        "Whisper": "base",
+        "clips": "5-60 s, no diarization",
+        "seconds a row": arguments.seconds,
+        "threads": arguments.threads,
+        "cores": os.cpu_count(),
+        "date": datetime.now(tz=UTC).date().isoformat(),
+    }
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         clips.cut(arguments.recording or clips.sample(), folder / "clips")
         port = free_port()
         url = f"http://127.0.0.1:{port}"
+        ours = [sys.executable, "-m", "diarist", "serve", "--model", "base", "--diarization-model", "none"]
         servers = {
-            "diarist": ([sys.executable, "-m", "diarist", "serve", "--port", str(port)], "/readyz", "/livez"),
+            "diarist": ([*ours, "--port", str(port)], "/readyz", "/livez"),
             "original": ([sys.executable, str(HERE / "original.py"), str(port)], "/health", "/health"),
         }
         for name, (command, ready, health) in servers.items():
@@ -120,12 +171,14 @@ def main() -> None:
             with serving(command, url, ready, arguments.threads, folder / f"{name}.log"):
                 loop_stall(url)
                 for clients in arguments.clients:
-                    row = measure(url, health, clients, arguments.seconds, folder)
-                    cells = [f"{row[key]:.2f}" for key in ("throughput", "p50", "p95", "p99")]
-                    cells += [
-                        f"{row[key]:.0f}" for key in ("answered", "rejected", "failed", "health_p99_ms", "stall_ms")
-                    ]
-                    print("|", " | ".join([name, str(clients), *cells]), "|", flush=True)
+                    rows.append(Row(name, clients, measure(url, health, clients, arguments.seconds, folder)))
+                    print("|", " | ".join([name, str(clients), *cells(rows[-1].figures)]), "|", flush=True)
+    print(table(rows, about))
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "load.md").write_text(table(rows, about))
+        figures = [{"server": row.server, "clients": row.clients, **row.figures} for row in rows]
+        (arguments.out / "load.json").write_text(json.dumps({"about": about, "rows": figures}, indent=2))
 
 
 if __name__ == "__main__":

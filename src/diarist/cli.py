@@ -57,6 +57,7 @@ _SPEAKER_STYLES = ("cyan", "green", "magenta", "yellow", "blue", "red")
 _INTERRUPTED = 130
 
 app = typer.Typer(
+    rich_markup_mode="markdown",  # in rich's own, a default written as [base] is a tag and vanishes
     name="diarist",
     help="Turns recordings into who-said-what transcripts.",
     no_args_is_help=True,
@@ -477,8 +478,7 @@ def _write(transcript: "Transcript", job: Job, folder: Path, wanted: Sequence[st
 
 def _setting(help: str, variable: str, *flags: str) -> Any:  # noqa: A002 (typer's word)
     """An option of `serve`. Its variable is read by `ServerSettings`, not here, so that it is known who gave a value."""
-    shown = help.replace("[", "\\[")  # or it would be taken for a style
-    return typer.Option(*flags, help=f"{shown} (env: {variable})")
+    return typer.Option(*flags, help=f"{help} (env: {variable})")
 
 
 @app.command()
@@ -562,7 +562,7 @@ def serve(
     with _reported(debug=debug):
         settings = configuration.load_server(asr_model=model, **flags)
         from diarist.audio import DecodeLimits  # noqa: PLC0415 (as below)
-        from diarist.engine.engine import Engine, EngineOptions  # noqa: PLC0415 (torch is slow to import)
+        from diarist.engine.engine import Engine, EngineOptions  # noqa: PLC0415 (the web framework is slow to import)
         from diarist.server.serve import run  # noqa: PLC0415
 
         options = EngineOptions(

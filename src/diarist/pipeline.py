@@ -7,7 +7,7 @@ that its speech fills are queued for recognition, and of its sound only what no 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -28,11 +28,11 @@ from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
 from diarist.diarization.voices import embed_voice, recognize_voices
 from diarist.errors import OptionError
+from diarist.request import Request, SpeakerHints
 from diarist.stopwatch import Stopwatch
 from diarist.timeline import Segment, Turn, Word
 from diarist.transcript import Transcript, build, settle
 
-MAX_SPEAKERS = 64
 _BLOCK_S = 30.0  # long enough that segmentation works in full batches, short enough that progress is seen to move
 _ROWS = {"cpu": 16, "cuda": 64}
 
@@ -54,37 +54,6 @@ class Progress:
         if not self.seconds_total:
             return None
         return min(1.0, self.seconds_done / self.seconds_total)
-
-
-@dataclass(frozen=True, slots=True)
-class SpeakerHints:
-    """What the caller knows about the number of speakers."""
-
-    num_speakers: int | None = None
-    min_speakers: int | None = None
-    max_speakers: int | None = None
-
-    def __post_init__(self) -> None:
-        for hint in fields(self):
-            value = getattr(self, hint.name)
-            if value is not None and not 1 <= value <= MAX_SPEAKERS:
-                raise OptionError(hint.name, f"{value} is not between 1 and {MAX_SPEAKERS}")
-        least, most = self.min_speakers or 1, self.max_speakers or MAX_SPEAKERS
-        if least > most:
-            raise OptionError("min_speakers", f"{least} is more than max_speakers, {most}")
-        if self.num_speakers is not None and not least <= self.num_speakers <= most:
-            raise OptionError(
-                "num_speakers", f"{self.num_speakers} is outside min_speakers {least} to max_speakers {most}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked of the pipeline for one recording."""
-
-    decoding: DecodingOptions = field(default_factory=DecodingOptions)
-    hints: SpeakerHints = field(default_factory=SpeakerHints)
-    diarize: bool = True
 
 
 Session = Generator[bool, None, Transcript]

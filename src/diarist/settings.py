@@ -102,7 +102,7 @@ class ServerSettings(Settings):
     max_running: int = Field(64, ge=1, le=4096, validation_alias="DIARIST_MAX_RUNNING")
     """Requests under way at once; their windows share batches."""
     max_waiting: int = Field(256, ge=0, le=65_536, validation_alias="DIARIST_MAX_WAITING")
-    """Requests that may wait; one more is refused with 429."""
+    """Requests that may wait; one more is refused with 429. The last eighth is kept from any key that fills the rest."""
     max_waiting_s: float = Field(4 * 3600.0, gt=0, validation_alias="DIARIST_MAX_WAITING_S")
     """Seconds of audio that may wait, by the recordings' headers."""
     deadline_base_s: float = Field(60.0, gt=0, validation_alias="DIARIST_DEADLINE_BASE_S")
@@ -128,7 +128,7 @@ class ServerSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", validation_alias="DIARIST_LOG_LEVEL")
     """Least serious messages that are logged."""
     otel: bool = Field(False, validation_alias="DIARIST_OTEL")
-    """Send OpenTelemetry traces, as the `OTEL_*` variables say; needs the OpenTelemetry SDK installed."""
+    """Send OpenTelemetry traces, as the `OTEL_*` variables say; needs the extra `otel`."""
 
 
 _AnySettings = TypeVar("_AnySettings", bound=Settings)

@@ -1,9 +1,10 @@
-"""A decode loop and a pipeline without models, for faults: slow, hanging, crashing, out of memory.
+"""A decode loop, tasks and a pipeline without models, for faults: slow, hanging, crashing, out of memory.
 
 What goes wrong with a recording is said by its request's `initial_prompt`.
 """
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -18,7 +19,8 @@ import numpy as np
 from diarist.asr.options import DecodingOptions
 from diarist.engine.messages import Work
 from diarist.errors import ModelNotFoundError
-from diarist.pipeline import Progress, Request, SessionOptions
+from diarist.pipeline import Progress, SessionOptions
+from diarist.request import Request
 from diarist.timeline import Word
 from diarist.transcript import build
 
@@ -109,6 +111,59 @@ class FakeLoop:
 
     def relax(self) -> None:
         self.limit = min(2 * self.limit, self.rows)
+
+
+@dataclass
+class Machine:
+    """A clock that work moves, with what was done when."""
+
+    now: float = 0.0
+    log: list[tuple[float, list[str]]] = field(default_factory=list)
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+    def at(self, ids) -> None:
+        self.log.append((self.now, list(ids)))
+
+
+class FakeTask:
+    """Pieces of work of so many seconds each; every one but the first brings a window."""
+
+    def __init__(self, id_: str, machine: Machine, loop: FakeLoop, pieces: list[float], fault: str = "") -> None:
+        self.id, self.ready, self.over = id_, True, False
+        self.machine, self.loop, self.pieces, self.fault = machine, loop, list(pieces), fault
+        self.jobs: list[FakeJob] = []
+        self.texts = 0
+        self.error: Exception | None = None
+        self.ended = math.nan
+
+    @property
+    def seconds_left(self) -> float:
+        return sum(self.pieces)
+
+    def advance(self) -> bool:
+        assert self.ready
+        if self.pieces:
+            self.machine.spend(self.pieces.pop(0))
+            self.jobs.append(FakeJob(self._deliver, self._fail, fault=self.fault))
+            self.loop.submit(self.jobs[-1])
+            return False
+        if self.error is None and self.texts < len(self.jobs):
+            return True
+        self.over, self.ended = True, self.machine.now
+        return False
+
+    def cancel(self) -> None:
+        self.over = True
+        for job in self.jobs:
+            job.cancelled = True
+
+    def _deliver(self) -> None:
+        self.texts += 1
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
 
 
 class FakePipeline:

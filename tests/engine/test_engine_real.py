@@ -21,7 +21,8 @@ from diarist.engine.messages import KnownSpeaker, PartialText, Work
 from diarist.engine.scheduler import Lane
 from diarist.errors import CancelledError, OptionError, WorkerLostError
 from diarist.models import load_whisper
-from diarist.pipeline import Pipeline, Request
+from diarist.pipeline import Pipeline
+from diarist.request import Request
 from diarist.transcript import Transcript
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

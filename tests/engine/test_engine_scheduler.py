@@ -1,69 +1,13 @@
 """What is computed next, held against what the lanes promise. No model, no process, no clock on the wall."""
 
-import math
-from dataclasses import dataclass, field
-
 import pytest
-from engine_fakes import AcceleratorError, FakeJob, FakeLoop
+from engine_fakes import AcceleratorError, FakeLoop, FakeTask, Machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diarist.engine.scheduler import WEIGHTS, Scheduler
 
 STEP_S = 0.02
-
-
-@dataclass
-class Machine:
-    """A clock that work moves, with what was done when."""
-
-    now: float = 0.0
-    log: list[tuple[float, list[str]]] = field(default_factory=list)
-
-    def spend(self, seconds: float) -> None:
-        self.now += seconds
-
-    def at(self, ids) -> None:
-        self.log.append((self.now, list(ids)))
-
-
-class FakeTask:
-    """Pieces of work of so many seconds each; every one but the first brings a window."""
-
-    def __init__(self, id_: str, machine: Machine, loop: FakeLoop, pieces: list[float], fault: str = "") -> None:
-        self.id, self.ready, self.over = id_, True, False
-        self.machine, self.loop, self.pieces, self.fault = machine, loop, list(pieces), fault
-        self.jobs: list[FakeJob] = []
-        self.texts = 0
-        self.error: Exception | None = None
-        self.ended = math.nan
-
-    @property
-    def seconds_left(self) -> float:
-        return sum(self.pieces)
-
-    def advance(self) -> bool:
-        assert self.ready
-        if self.pieces:
-            self.machine.spend(self.pieces.pop(0))
-            self.jobs.append(FakeJob(self._deliver, self._fail, fault=self.fault))
-            self.loop.submit(self.jobs[-1])
-            return False
-        if self.error is None and self.texts < len(self.jobs):
-            return True
-        self.over, self.ended = True, self.machine.now
-        return False
-
-    def cancel(self) -> None:
-        self.over = True
-        for job in self.jobs:
-            job.cancelled = True
-
-    def _deliver(self) -> None:
-        self.texts += 1
-
-    def _fail(self, error: Exception) -> None:
-        self.error = error
 
 
 def scheduler(machine: Machine, rows: int = 8) -> Scheduler:

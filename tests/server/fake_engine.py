@@ -147,6 +147,9 @@ class FakeEngine(Engine):
     def info(self):
         return self._info
 
+    def check(self, key, seconds=0.0):
+        pass
+
     def submit(self, work, *, key="", deadline_s=None):
         if self.stopping or not self.up:
             raise errors.NotReadyError("stopping", 2.0)

@@ -115,6 +115,10 @@ def test_h20_h34_h41_the_whole_life_of_a_server(served, sample_recording):
     inside = [s.speaker for s in answer.segments if start + 0.5 < (s.start + s.end) / 2 < end - 0.5]
     assert set(inside) == {"Ann"}, speaker
 
+    mapped = {mapping.path for mapping in psutil.Process(child.pid).memory_maps()}
+    assert not [path for path in mapped if "torch" in path]  # only its worker computes
+    assert psutil.Process(child.pid).memory_info().rss < 160e6
+
     figures = httpx2.get(f"{url}/metrics", headers={"authorization": "Bearer the-key"}).text
     assert "diarist_engine_worker_rss_bytes" in figures
     assert 'diarist_http_requests_total{method="POST",route="/v1/audio/transcriptions",status="200"} 1.0' in figures

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import select
 import socket
 import threading
 
@@ -204,6 +205,16 @@ def test_h04_a_huge_body_costs_no_memory(small):
         httpx2.post(small.url, content=pieces(400_000_000), timeout=30)
     assert psutil.Process().memory_info().rss - before < 32_000_000
     assert small.spooled() == []
+
+
+def test_h04_who_is_still_sending_sees_the_refusal(small):
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", small.port), timeout=10) as client:
+            client.sendall(head)
+            while not select.select([client], [], [], 0)[0]:
+                client.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_h04_form_limits(small):

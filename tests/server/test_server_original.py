@@ -183,7 +183,7 @@ def silence(seconds=3.0, rate=16_000):
 
 def test_r05_every_word_once():
     from diarist import original
-    from diarist.pipeline import Request
+    from diarist.request import Request
     from diarist.server import responses
 
     transcript = say("One two. Three four five. Six. Seven", Request())

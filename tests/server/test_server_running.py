@@ -237,7 +237,7 @@ def test_h33_large_answers_are_written_in_pieces(start):
             await asyncio.sleep(0.005)
             stalls.append(time.perf_counter() - begun - 0.005)
 
-    from diarist.pipeline import Request
+    from diarist.request import Request
 
     transcript = say(words, Request())
     running.engine.submit = lambda work, *, key="", deadline_s=None: Ready(work, transcript)

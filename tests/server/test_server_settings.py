@@ -67,13 +67,14 @@ def test_keys_are_not_shown():
     assert "secret" not in repr(load_server(api_keys="secret"))
 
 
-def test_tracing_without_its_libraries_is_told():
+def test_tracing_without_its_libraries_is_told(monkeypatch):
     from fake_engine import FakeEngine
 
     from diarist.errors import OptionError
     from diarist.server.app import create_app
 
-    with pytest.raises(OptionError, match="otel: install opentelemetry-sdk"):
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(OptionError, match=r"otel: install the extra: pip install 'diarist\[otel\]'"):
         create_app(load_server(otel=True), FakeEngine())
 
 

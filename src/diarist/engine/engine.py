@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diarist.audio import DecodeLimits
-from diarist.engine.fairness import FairQueue
+from diarist.engine.fairness import FairQueue, has_room
 from diarist.engine.messages import EngineInfo, Event, PartialText, Status, Work
 from diarist.engine.process import COMMAND
 from diarist.engine.supervisor import Supervisor
@@ -33,7 +33,7 @@ from diarist.transcript import Transcript
 _BYTES_PER_SECOND = 16_000
 """Of a recording that has not been opened: between speech codecs (4 000) and 16-bit samples (32 000 at 16 kHz)."""
 _LONG_AT_ONCE = 2  # long recordings in work: two fill a batch, more would only need more memory
-_FLOOD = 4  # requests of one key in work from which those of a key that has none there do not wait for them
+_FLOOD = 4  # requests of one key in work from which those of a key that has fewer there do not wait for them
 _BEYOND_ROWS = 4  # short ones in work beyond the rows of a batch: their sound is being read meanwhile
 _FIRST_SPEED = 10.0  # seconds of audio per second, until it has been measured
 _MEASURED_AFTER_S = 5.0
@@ -244,11 +244,8 @@ class Engine:
             QueueFullError: Try again after its `retry_after_s`.
             NotReadyError: No models yet, or stopping.
         """
-        if self._stopping or not (self.ready or self._supervisor.recovering):
-            self._counts["not_ready"] += 1
-            raise NotReadyError(self.why_not_ready, retry_after_s=5.0)
         entry = _Entry(work, key, _size_bytes(work.recording) / _BYTES_PER_SECOND)
-        self._check_room(entry.seconds)
+        self.check(key, entry.seconds)
         self._counts["admitted"] += 1
         self._entries[entry.id] = entry
         self._emptied.clear()
@@ -259,6 +256,33 @@ class Engine:
         reading = loop.run_in_executor(self._files, _fingerprint, work.recording)
         reading.add_done_callback(lambda read: None if read.cancelled() else self._line_up(entry, read.result()))
         return Ticket(entry, self._status, self._give_up)
+
+    def check(self, key: str, seconds: float = 0.0) -> None:
+        """Refuse what `submit` would refuse, before there is a recording.
+
+        Args:
+            key: Who asks. Without keys nobody can be told apart, and all together may take every place.
+            seconds: Of the recording, as far as is known.
+
+        Raises:
+            QueueFullError: Try again after its `retry_after_s`.
+            NotReadyError: No models yet, or stopping.
+        """
+        if self._stopping or not (self.ready or self._supervisor.recovering):
+            self._counts["not_ready"] += 1
+            raise NotReadyError(self.why_not_ready, retry_after_s=5.0)
+        waiting = self._waiting()
+        own = [entry for entry in waiting if key and entry.key == key]
+        waiting_s, own_s = (sum(entry.seconds for entry in entries) for entries in (waiting, own))
+        if not has_room(self.options.max_waiting, len(waiting), len(own)):
+            full = "as many requests are waiting as may wait"
+        elif waiting and not has_room(self.options.max_waiting_s, waiting_s, own_s, seconds):
+            full = "as much audio is waiting as may wait"
+        else:
+            return
+        self._counts["rejected"] += 1
+        wait_s = min(_MAX_RETRY_S, max(1.0, waiting_s / self._speed() / 2))  # half of the queue is gone by then
+        raise QueueFullError(f"{full}; try again later", retry_after_s=round(wait_s, 1))
 
     def metrics(self) -> dict[str, float]:
         """Counters and gauges for monitoring, by name; seconds and bytes."""
@@ -291,19 +315,6 @@ class Engine:
     def _waiting(self) -> list[_Entry]:
         return [entry for entry in self._entries.values() if entry.begun is None]
 
-    def _check_room(self, seconds: float) -> None:
-        waiting = self._waiting()
-        waiting_s = sum(entry.seconds for entry in waiting)
-        if len(waiting) >= self.options.max_waiting:
-            full = "as many requests are waiting as may wait"
-        elif waiting and waiting_s + seconds > self.options.max_waiting_s:
-            full = "as much audio is waiting as may wait"
-        else:
-            return
-        self._counts["rejected"] += 1
-        wait_s = min(_MAX_RETRY_S, max(1.0, waiting_s / self._speed() / 2))  # half of the queue is gone by then
-        raise QueueFullError(f"{full}; try again later", retry_after_s=round(wait_s, 1))
-
     def _line_up(self, entry: _Entry, fingerprint: str) -> None:
         """The recording has been read: let the request wait for the worker, or refuse it."""
         if entry.outcome is not None:
@@ -328,8 +339,8 @@ class Engine:
             return
         for line, queue in self._lines.items():
             while (entry := self._next(line)) is not None:
+                urgent = line == "first" and self._is_urgent(entry, self._crowds())
                 queue.pop(entry)
-                urgent = line == "first" and bool(crowd := self._crowd()) and entry.key not in crowd
                 self._with_worker[entry.id] = _Taken(line, entry.key)
                 entry.begun = time.monotonic()
                 self._supervisor.send(Begin(entry.id, entry.work, line != "first", urgent, line == "solo"))
@@ -343,16 +354,22 @@ class Engine:
         in_line = sum(taken.line == line for taken in self._with_worker.values())
         if len(self._with_worker) >= places:
             return None
-        if in_line < most:
-            return next(iter(self._lines[line]), None)
-        if line == "first" and in_line < most + _BEYOND_ROWS and (crowd := self._crowd()):
-            return next((entry for entry in self._lines[line] if entry.key not in crowd), None)
-        return None
+        if line == "first" and in_line < most + _BEYOND_ROWS and (crowds := self._crowds()):
+            urgent = next((entry for entry in self._lines[line] if self._is_urgent(entry, crowds)), None)
+            if urgent is not None:
+                return urgent
+        return next(iter(self._lines[line]), None) if in_line < most else None
 
-    def _crowd(self) -> set[str]:
-        """The keys with requests in work, if one of them has many there: others do not wait for those."""
+    def _crowds(self) -> set[str]:
+        """The keys that have many requests in work."""
         numbers = Counter(taken.key for taken in self._with_worker.values())
-        return set(numbers) if max(numbers.values(), default=0) >= _FLOOD else set()
+        return {key for key, number in numbers.items() if number >= _FLOOD}
+
+    def _is_urgent(self, entry: _Entry, crowds: set[str]) -> bool:
+        """Whether it need not wait for a crowd's: its key is none, and has had less than its share, or a few requests more."""
+        if not crowds or entry.key in crowds:
+            return False
+        return self._lines["first"].lead(entry) <= (_FLOOD - 1) * entry.seconds
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 

@@ -1,10 +1,23 @@
-"""A queue that is fair among keys, however many requests each of them sends."""
+"""Fairness among keys, however many requests each of them sends: who gets in, and who goes next."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_MOST_PER_FREE = 7
+
+
+def has_room(limit: float, taken: float, own: float, more: float = 1.0) -> bool:
+    """Whether a key that holds `own` of what is `taken` may take `more`, where `limit` is all that there is.
+
+    Dynamic thresholds (Choudhury and Hahne 1998): nobody may hold more than seven times what is free. So one key alone
+    fills seven eighths, and whoever holds nothing finds a place however many others press.
+
+    >>> has_room(256, taken=224, own=224), has_room(256, taken=224, own=0)
+    (False, True)
+    """
+    return taken + more <= limit and own < _MOST_PER_FREE * (limit - taken)
 
 
 class FairQueue(Generic[T]):
@@ -56,6 +69,10 @@ class FairQueue(Generic[T]):
             return False
         del self._waiting[self._place(tag)]
         return True
+
+    def lead(self, item: T) -> float:
+        """How far its key is ahead of the queue, in the unit of costs: 0 for one that has had less than its share."""
+        return max(0.0, self._tags[id(item)][0] - self._reached)
 
     def ahead(self, item: T) -> int | None:
         """How many go before it; None if it does not wait here."""

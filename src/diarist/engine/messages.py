@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from diarist.pipeline import Request
+from diarist.request import Request
 from diarist.transcript import Transcript
 
 Stage = Literal["queued", "running", "done", "failed", "cancelled"]

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from diarist.engine.wire import LaneName
 
-WEIGHTS: dict[LaneName, float] = {"urgent": 60.0, "express": 12.0, "bulk": 1.0, "solo": 1.0}
-"""Shares of the time of lanes that all have work."""
+WEIGHTS: dict[LaneName, float] = {"urgent": 1000.0, "express": 12.0, "bulk": 1.0, "solo": 1.0}
+"""Shares of the time of lanes that all have work. What is urgent goes before everything: the engine gives the word only
+to those who have not had their share."""
 
 _PATIENCE = 4.0  # pieces of tasks that may bring no window, one after the other, before the loop steps again
 _PATIENCE_PER_STEP = 0.1  # so a silent recording takes about half of the time from those that speak

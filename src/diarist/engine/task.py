@@ -13,7 +13,8 @@ from diarist.engine.messages import PartialText, Work
 from diarist.engine.scheduler import Loop, is_device_broken, is_out_of_memory
 from diarist.engine.wire import Advanced, Failed, Finished, Report
 from diarist.errors import CancelledError, DiaristError, EngineError, OptionError, OutOfMemoryError
-from diarist.pipeline import Progress, Request, Session, SessionOptions
+from diarist.pipeline import Progress, Session, SessionOptions
+from diarist.request import Request
 from diarist.timeline import Word
 
 _REPORT_S = 0.25  # between two reports of the same request's progress
@@ -37,7 +38,7 @@ class Transcription:
         sound: Its recording.
         models: The pipeline.
         loop: Decodes its windows.
-        executor: For what need not be done in the computing thread.
+        executor: For what need not be done in the computing thread; None does it there.
         tell: Sends a report.
         wake: Makes the computing thread look again whether there is something to do; called from any thread.
         done: Told how many more seconds of sound need no more work.
@@ -50,7 +51,7 @@ class Transcription:
         sound: Sound,
         models: Models,
         loop: Loop,
-        executor: Executor,
+        executor: Executor | None,
         tell: Callable[[Report], None],
         wake: Callable[[], None],
         done: Callable[[float], None],
@@ -59,7 +60,7 @@ class Transcription:
         self.over = False
         self._work, self._sound, self._models, self._loop = work, sound, models, loop
         self._tell, self._done = tell, done
-        self._aside = _Aside(executor, wake)
+        self._aside = None if executor is None else _Aside(executor, wake)
         self._session = self._run()
         self._seconds_done = 0.0
         self._reported = 0.0  # when, on the monotonic clock
@@ -72,7 +73,7 @@ class Transcription:
 
     @property
     def ready(self) -> bool:
-        return self._sound.ready and not self._aside.busy
+        return self._sound.ready and not (self._aside is not None and self._aside.busy)
 
     def advance(self) -> bool:
         try:

@@ -45,7 +45,7 @@ from diarist.pipeline import Pipeline
 
 _PR_SET_PDEATHSIG = 1
 _URGENT_ROWS = 4
-_OPENED_AT_ONCE = 4  # recordings whose beginning is being decoded
+_OPENED_AT_ONCE = min(4, len(os.sched_getaffinity(0)))  # recordings whose beginning is decoded: each fills a core
 _log = logging.getLogger(__name__)
 
 
@@ -179,7 +179,7 @@ class Worker:
             intake,
             self._pipeline,
             loop,
-            self._aside,
+            None if lane == "urgent" else self._aside,  # to hand it over means to wait for another's piece of work
             self._tell,
             wake=lambda: self._inbox.put(_WAKE),
             done=self._count,

@@ -32,6 +32,8 @@ _SECURITY_HEADERS = (
     (b"cache-control", b"no-store"),
 )
 _MOST_DISCARDED_BYTES = 1 << 20
+_MOST_LINGERED_BYTES = 16 << 20
+"""What a fast network carries until a client has seen the answer."""
 _DISCARD_S = 0.5
 
 _log = structlog.get_logger("diarist.server")
@@ -173,12 +175,23 @@ class BodyLimit:
             return
         body = _CountedBody(receive, self._max_bytes, self._metrics)
 
+        closing = False
+
         async def polite(message: Message) -> None:
-            """Read what little is left before refusing: a client that is still sending would not see the answer."""
+            """Read what little is left before refusing, and some more before closing.
+
+            A connection that is closed on a client that still sends is reset, and the client may not see the answer.
+            """
+            nonlocal closing
             if message["type"] == "http.response.start" and message["status"] >= 400 and not body.ended:
-                await _discard(body)
-                if not body.ended:
+                await _discard(body, _MOST_DISCARDED_BYTES)
+                closing = not body.ended
+                if closing:
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            elif closing and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await _discard(body, _MOST_LINGERED_BYTES)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
         await self._app(scope, body.receive, polite)
@@ -227,8 +240,8 @@ class _CountedBody:
         return message
 
 
-async def _discard(body: _CountedBody) -> None:
-    allowed = body.read_bytes + _MOST_DISCARDED_BYTES
+async def _discard(body: _CountedBody, most_bytes: int) -> None:
+    allowed = body.read_bytes + most_bytes
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD_S):
             while not body.ended and body.read_bytes < allowed:

@@ -125,20 +125,20 @@ class Metrics:
 def trace(app: Any) -> None:
     """Have every request traced, without its exceptions' texts.
 
+    The provider is not made the process's own: FastAPI would send spans through it with query strings and exceptions.
+
     Raises:
         OptionError: The OpenTelemetry SDK is not installed.
     """
     try:
-        from opentelemetry import trace as api  # noqa: PLC0415 (optional)
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 (optional)
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError:
-        message = "install opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http, or leave it off"
+        message = "install the extra: pip install 'diarist[otel]'; or leave it off"
         raise OptionError("otel", message) from None
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    api.set_tracer_provider(provider)
     app.add_middleware(_Traced, tracer=provider.get_tracer("diarist"))
 
 
@@ -146,22 +146,33 @@ class _Traced:
     """One span for each request: method, route and status, nothing else."""
 
     def __init__(self, app: Any, tracer: Any) -> None:
+        from opentelemetry.trace import StatusCode  # noqa: PLC0415 (optional)
+
         self._app = app
         self._tracer = tracer
+        self._error = StatusCode.ERROR
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with self._tracer.start_as_current_span("request", record_exception=False) as span:
+        silent = {"record_exception": False, "set_status_on_exception": False}  # a status would quote the exception
+        with self._tracer.start_as_current_span("request", **silent) as span:
+            status = 500  # what `Context` says of an exception that comes this far
 
             async def noted(message: Any) -> None:
+                nonlocal status
                 if message["type"] == "http.response.start":
-                    span.set_attribute("http.response.status_code", message["status"])
+                    status = message["status"]
                 await send(message)
 
-            await self._app(scope, receive, noted)
-            span.update_name(f"{scope['method']} {route_of(scope)}")
+            try:
+                await self._app(scope, receive, noted)
+            finally:
+                span.update_name(f"{scope['method']} {route_of(scope)}")
+                span.set_attribute("http.response.status_code", status)
+                if status >= 500:
+                    span.set_status(self._error)
 
 
 def route_of(scope: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from diarist.asr.options import DecodingOptions
 from diarist.engine.messages import EngineInfo
 from diarist.errors import OptionError
 from diarist.original import InferenceConfig
-from diarist.pipeline import MAX_SPEAKERS, Request, SpeakerHints
+from diarist.request import MAX_SPEAKERS, Request, SpeakerHints
 from diarist.server.uploads import parse_object
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]

@@ -92,6 +92,10 @@ class Registry:
         """Requests under way."""
         return sum(entry.ended_as is None for entry in self._entries.values())
 
+    def open_of(self, owner: str) -> int:
+        """A caller's requests under way."""
+        return sum(entry.ended_as is None and entry.owner == owner for entry in self._entries.values())
+
     def add(self, request_id: str, owner: str, label: str) -> Entry:
         self._forget()
         entry = self._entries[request_id] = Entry(request_id, owner, label)

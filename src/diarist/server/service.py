@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
 from diarist.engine.engine import Engine, Ticket
+from diarist.engine.fairness import has_room
 from diarist.engine.messages import Work
 from diarist.errors import AudioEmptyError, CancelledError, NotReadyError, QueueFullError
 from diarist.server.errors import ClientGone, Refusal
@@ -69,19 +70,21 @@ class Service:
 
         Raises:
             QueueFullError: As many are under way as may run and wait together.
-            NotReadyError: The server is stopping.
+            NotReadyError: The models are not there yet, or the server is stopping.
             Refusal: The spool's disk is full.
         """
+        state = request.scope["state"]
         most = self.settings.max_running + self.settings.max_waiting
         if self.stopping:
             raise NotReadyError("stopping", retry_after_s=5.0)
-        if self.registry.open >= most:  # refused before its body is read
+        own = self.registry.open_of(state["caller"]) if state["caller"] else 0
+        if not has_room(most, self.registry.open, own):
             raise QueueFullError(f"{most} requests are under way", retry_after_s=5.0)
+        self.engine.check(state["caller"])  # here, too, before the body is read
         if not self.spool.has_room:
             raise Refusal(
                 507, "no_space", "The server has no room for the recording now.", headers={"retry-after": "30"}
             )
-        state = request.scope["state"]
         label = header(request.scope, b"x-client-request-id")[:_LONGEST_LABEL]
         entry = self.registry.add(state["request_id"], state["caller"], label)
         files = RequestFiles(self.spool)
