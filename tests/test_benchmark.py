@@ -10,7 +10,7 @@ import pytest
 
 from diarist.asr.planning import Assistance
 from diarist.benchmark import report
-from diarist.benchmark.cells import CELLS, Cell, beginning, make_cells
+from diarist.benchmark.cells import CELLS, Cell, beginning, fullest, make_cells
 from diarist.benchmark.rounds import PLAIN, Answered, Row, Way, added, measure, verdict
 from diarist.errors import DiaristError
 
@@ -30,7 +30,6 @@ def test_cells_of_a_recording_that_is_too_short_repeat_it(sample_recording):
     short, long, batch, concurrent = make_cells([sample_recording.wav], CELLS, rows=3, requests=5)
     assert [lengths(cell) for cell in (short, long, batch, concurrent)] == [[8.0], [60.0], [90.0], [8.0] * 5]
     assert [cell.repeats for cell in (short, long, batch, concurrent)] == [False, True, True, False]
-    assert np.array_equal(long.sounds[0][: 8 * 16_000], short.sounds[0])
     assert (long.title, concurrent.title) == ("long: 60 s", "concurrent: 5 x 8 s")
 
 
@@ -41,6 +40,14 @@ def test_a_batch_fills_the_rows_once_and_at_most_twice(sample_recording):
     assert lengths(batch) == [30.0, 30.0]
     (batch,) = make_cells([sample_recording.wav] * 2, ["batch"], rows=3, requests=1)
     assert (lengths(batch), batch.repeats) == ([60.0, 30.0], True)
+
+
+def test_clips_are_cut_where_somebody_speaks():
+    sound = np.concatenate(
+        [np.full(seconds * 16_000, level, np.float32) for seconds, level in ((3, 0.001), (4, 0.5), (2, 0))]
+    )
+    assert np.array_equal(fullest(sound, 4.0), np.full(64_000, 0.5, np.float32))
+    assert np.array_equal(fullest(sound[:32_000], 3.0), np.resize(sound[:32_000], 48_000))
 
 
 def test_no_more_is_read_than_is_needed(sample_recording):

@@ -20,7 +20,10 @@ PUBLISHED: Mapping[str, tuple[float, float]] = MappingProxyType({"short": (0.784
 """Seconds not assisted and assisted that the original published, for the cells that it has."""
 PUBLISHED_WITH = "an A10 with large-v3, assisted by distil-large-v3"
 _WINDOW_S = 30.0  # what one row of a batch decodes at a time
+_SEARCHED_S = 2 * LONG_S  # where the clips are looked for
 _BLOCK_S = 30.0
+_FRAME_S = 0.1
+_LOUD = 0.1  # of the level of loud speech: what is quieter is a pause
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +50,8 @@ class Cell:
 def make_cells(recordings: Sequence[Path], names: Sequence[CellName], rows: int, requests: int) -> list[Cell]:
     """Cut the cells from recordings.
 
-    The short and the long clip are the beginning of the first one. The batch is the recordings themselves: so much of
-    them as fills all rows once at least and twice at most.
+    The short and the long clip are the fullest stretches near the beginning of the first one. The batch is the
+    recordings themselves: so much of them as fills all rows once at least and twice at most.
 
     Args:
         recordings: Files, at least one.
@@ -60,24 +63,30 @@ def make_cells(recordings: Sequence[Path], names: Sequence[CellName], rows: int,
         AudioError: A recording cannot be read, or the first one is empty.
     """
     full_s = rows * _WINDOW_S
-    most_s = 2 * full_s if "batch" in names else LONG_S
-    sounds: list[NDArray[np.float32]] = []
-    for path in recordings if "batch" in names else recordings[:1]:
-        left_s = most_s - sum(map(len, sounds)) / SAMPLE_RATE
-        if left_s > 0:
-            sounds.append(beginning(path, left_s))
-    if not len(sounds[0]):
+    first = beginning(recordings[0], max(2 * full_s, _SEARCHED_S))
+    if not len(first):
         raise AudioEmptyError(f"{recordings[0].name} holds no sound")
-    first, others = sounds[0], [sound for sound in sounds[1:] if len(sound)]
-    short = fitted(first, SHORT_S)
-    missing = max(0, round(full_s * SAMPLE_RATE) - sum(map(len, sounds)))
+    searched = first[: round(_SEARCHED_S * SAMPLE_RATE)]
+    short, long = fullest(searched, SHORT_S), fullest(searched, LONG_S)
     cells = {
         "short": Cell("short", (short,), len(first) < len(short)),
-        "long": Cell("long", (fitted(first, LONG_S),), len(first) < LONG_S * SAMPLE_RATE),
-        "batch": Cell("batch", (np.resize(first, len(first) + missing), *others), missing > 0),
+        "long": Cell("long", (long,), len(first) < len(long)),
         "concurrent": Cell("concurrent", (short,) * requests, len(first) < len(short)),
     }
+    if "batch" in names:
+        cells["batch"] = _batch(first, recordings[1:], full_s)
     return [cells[name] for name in names]
+
+
+def _batch(first: NDArray[np.float32], others: Sequence[Path], full_s: float) -> Cell:
+    """Recordings that together last at least `full_s` seconds, and at most twice that."""
+    sounds = [first[: round(2 * full_s * SAMPLE_RATE)]]
+    for path in others:
+        left_s = 2 * full_s - sum(map(len, sounds)) / SAMPLE_RATE
+        if left_s > 0 and len(sound := beginning(path, left_s)):
+            sounds.append(sound)
+    missing = max(0, round(full_s * SAMPLE_RATE) - sum(map(len, sounds)))
+    return Cell("batch", (np.resize(first, len(sounds[0]) + missing), *sounds[1:]), missing > 0)
 
 
 def beginning(path: Path, most_s: float) -> NDArray[np.float32]:
@@ -91,6 +100,18 @@ def beginning(path: Path, most_s: float) -> NDArray[np.float32]:
     return np.concatenate(blocks)[: round(most_s * SAMPLE_RATE)]
 
 
-def fitted(sound: NDArray[np.float32], seconds: float) -> NDArray[np.float32]:
-    """So much sound, from the beginning again where there is less; shape (samples,)."""
-    return np.resize(sound, round(seconds * SAMPLE_RATE))
+def fullest(sound: NDArray[np.float32], seconds: float) -> NDArray[np.float32]:
+    """The stretch with the fewest pauses; where there is less sound than wanted, all of it, begun again.
+
+    Args:
+        sound: Mono, 16 kHz; shape (samples,).
+        seconds: Length of the stretch.
+    """
+    frame, wanted = round(_FRAME_S * SAMPLE_RATE), round(seconds / _FRAME_S)
+    count = len(sound) // frame
+    if count < wanted:
+        return np.resize(sound, wanted * frame)
+    levels = np.sqrt(np.mean(sound[: count * frame].reshape(count, frame) ** 2, axis=1))
+    loud = np.concatenate([[0], np.cumsum(levels > _LOUD * np.percentile(levels, 90))])
+    start = int(np.argmax(loud[wanted:] - loud[:-wanted]))
+    return sound[start * frame : (start + wanted) * frame]
