@@ -160,7 +160,7 @@ def toy_options(number: int, room: int, **changes) -> list[DecodingOptions]:
     )  # fmt: skip
     return [
         dataclasses.replace(
-            plain, timestamps=index % 3 != 2, initial_prompt="abcdefghijklmnopqr"[: index + 1], **changes
+            plain, timestamps=index % 3 != 2, initial_prompt="abcdefghijklmnopqrstu"[: index + 1], **changes
         )
         for index in range(number)
     ]

@@ -52,17 +52,18 @@ def texts(loop, options, decoded):
 @given(
     seed=st.integers(0, 10_000),
     layers=st.integers(1, 3),
-    rows=st.integers(1, 6),
-    number=st.integers(1, 16),
+    rows=st.integers(1, 16),
+    number=st.integers(1, 20),
+    language=st.sampled_from(["en", "en", None]),
     room=st.integers(1, 30),
     context=st.integers(40, 64),
     assistant_layers=st.lists(st.integers(0, 2), min_size=1, max_size=3),
     lies=st.lists(st.one_of(st.none(), st.integers(0, MAX_DRAFT)), min_size=1, max_size=7),
 )
-def test_toy_models_write_the_same(seed, layers, rows, number, room, context, assistant_layers, lies):
+def test_toy_models_write_the_same(seed, layers, rows, number, language, room, context, assistant_layers, lies):
     """Rows of any number that end at different times, drafts that go wrong anywhere, windows that wait for rows."""
     checkpoint = toy_checkpoint(seed, layers, context=context)
-    windows, options = toy_windows(seed, number, checkpoint), toy_options(number, room)
+    windows, options = toy_windows(seed, number, checkpoint), toy_options(number, room, language=language)
     plain_loop = toy_loop(checkpoint, rows)
     plain = run(plain_loop, windows, options)
     script = texts(plain_loop, options, plain)
