@@ -154,25 +154,24 @@ def test_the_table_stands_beside_what_was_published():
 
 @pytest.mark.weights
 def test_the_command_measures(base_model, tiny_en_model, segmentation_model, sample_recording, tmp_path):
-    """In float32, where no word may differ; two clips at once share a batch."""
+    """Two clips at once, which share a batch; in float32, where no word may differ."""
     command = [sys.executable, "-m", "diarist", "benchmark", "--rounds", "1", "--threads", "1", "--dtype", "float32"]
-    command += ["--only", "short", "--only", "concurrent", "--requests", "2", "--assistant", "tiny.en"]
+    command += ["--only", "concurrent", "--requests", "2", "--assistant", "tiny.en"]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "figures.json")], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout.startswith("base, cpu float32, 1 threads\n")
-    assert "| short: 8 s | tiny.en, always |" in done.stdout
+    assert "| concurrent: 2 x 8 s | tiny.en, always |" in done.stdout
     assert done.stderr == f"wrote {tmp_path / 'figures.json'}\n"
     cells = json.loads((tmp_path / "figures.json").read_text())["cells"]
     assert [(cell["cell"], cell["asked"]) for cell in cells] == [
-        (name, asked) for name in ("short", "concurrent") for asked in (False, True, "auto")
+        ("concurrent", asked) for asked in (False, True, "auto")
     ]
     assert {cell["words_differ"] for cell in cells} == {0}
     assert all(0 < cell["decoder_share"] < 1 for cell in cells)
     always = cells[1]["assistance"]
     assert always["chosen"] == "assisted"
     assert always["tokens_per_pass"] > 2
-    assert cells[4]["assistance"]["tokens_per_pass"] == pytest.approx(always["tokens_per_pass"], rel=0.35)
     assert cells[0]["assistance"]["assisted_passes"] == 0
 
 
