@@ -1,5 +1,6 @@
 """`diarist benchmark`: what is measured, how it is counted, and what the table says."""
 
+import io
 import itertools
 import json
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from diarist.asr.planning import Assistance
 from diarist.benchmark import report
@@ -141,12 +143,26 @@ def test_the_table_stands_beside_what_was_published():
     assert (plain["published"], always["published"]) == ("0.784 s", "0.327 s, 2.40x")
     assert (auto["published"], long["published"]) == ("", "4.15 s, 0.84x")
     assert (always["faster"], always["decoding faster"], always["accepted"]) == ("1.50x", "2.00x", "50%")
-    assert (always["chose"], auto["chose"], plain["chose"]) == ("assisted (90%)", "not assisted", "")
+    assert (always["assisted"], auto["assisted"], plain["assisted"]) == ("90%", "no", "")
     assert "auto does not assist where that does not pay." in lines
-    assert report.table("base", rows).row_count == len(rows)
     document = json.loads(json.dumps(report.document({}, rows, 3)))
     assert document["cells"][1]["asked"] is True
     assert document["published"]["seconds"]["long"] == [3.48, 4.15]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_fits_the_terminal(width):
+    distilled = Way("/somewhere/quite/far/away/my-assistant", True)
+    rows = [row(PLAIN, 1.0, 0.0), row(distilled, 1.5, 0.9, decoding=2.0), row(PLAIN, 1.0, 0.0, LONG)]
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(report.table("base", rows, width))
+    lines = console.file.getvalue().splitlines()
+    drafted = next(line for line in lines if "my-assistant, always" in line)
+    assert (
+        drafted.split()[2:6] == ["0.667", "1.50x", "90%", "yes"] if width == 80 else ["0.667", "1.50x", "2.00x", "90%"]
+    )
+    assert "…" not in "".join(lines)
+    assert [line.strip() for line in lines if ": " in line] == ["short: 8 s", "long: 60 s"]
 
 
 # --- real models ------------------------------------------------------------------------------------------------------

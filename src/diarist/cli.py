@@ -851,7 +851,7 @@ def _print_table(title: str, rows: "Sequence[Row]", rounds: int) -> None:
 
     console = Console(highlight=False)
     if console.is_terminal:
-        console.print(report.table(title, rows))
+        console.print(report.table(title, rows, console.width))
         for note in report.notes(rows, rounds):
             console.print(Text(note, "dim"))
     else:

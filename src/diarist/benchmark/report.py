@@ -1,37 +1,49 @@
 """The table: for terminals, as markdown, and as JSON."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from diarist.benchmark.cells import PUBLISHED, PUBLISHED_WITH
 from diarist.benchmark.rounds import NOT_ASSISTED, PLAIN, Row, verdict
 
 HEADS = (
     *("cell", "way", "seconds", "faster", "decoding faster", "decoder's share"),
-    *("chose", "accepted", "tokens a pass", "same text", "published"),
+    *("assisted", "accepted", "tokens a pass", "same text", "published"),
 )
-_LEFT = ("cell", "way", "chose", "same text", "published")
+_LEFT = ("cell", "way", "same text", "published")
+_ONLY_WHERE_WIDE = ("decoding faster", "decoder's share", "accepted", "tokens a pass")
+_WIDE = 140  # columns of a terminal that hold the whole table
 
 
 def cells_of(row: Row) -> list[str]:
     """A row of the table, below `HEADS`."""
     told = row.assistance or {}
-    drafting = row.way != PLAIN and bool(told) and told["assisted_passes"] > 0
+    drafting = bool(told) and told["assisted_passes"] > 0
     return [
         row.cell.title,
-        NOT_ASSISTED if row.way == PLAIN else f"{row.way.assistant}, {'auto' if row.way.asked == 'auto' else 'always'}",
+        _way(row),
         f"{row.seconds:.3f}" if row.seconds < 1 else f"{row.seconds:.2f}",
         _ratio(row.faster),
         _ratio(row.decoding_faster),
         "" if row.decoder_share is None else f"{row.decoder_share:.0%}",
-        f"{row.chosen} ({told['assisted_passes']:.0%})" if drafting else row.chosen if row.way != PLAIN else "",
+        "" if row.way == PLAIN or not told else f"{told['assisted_passes']:.0%}" if drafting else "no",
         f"{told['acceptance_rate']:.0%}" if drafting else "",
         f"{told['tokens_per_pass']:.2f}" if told else "",
-        "" if row.way == PLAIN else f"{row.words_differ} words differ" if row.words_differ else "yes",
+        "" if row.way == PLAIN else f"{row.words_differ} differ" if row.words_differ else "yes",
         _published(row),
     ]
+
+
+def _way(row: Row) -> str:
+    """Who drafts, a path by its last part, and when."""
+    if row.way == PLAIN:
+        return NOT_ASSISTED
+    return f"{PurePath(row.way.assistant).name}, {'auto' if row.way.asked == 'auto' else 'always'}"
 
 
 def _ratio(ratio: float | None) -> str:
@@ -51,7 +63,7 @@ def notes(rows: Sequence[Row], rounds: int) -> list[str]:
     times = "One round" if rounds == 1 else f"Medians of {rounds} rounds"
     found = [
         f"{times}; 'faster' is than not assisted in the same round. 'decoding' leaves out the encoder.",
-        "'chose' says what was done, and in how many passes of the decoder a draft was verified.",
+        "'assisted' is the share of the decoder's passes that verified a draft; 'accepted' that of drafted tokens.",
         f"Published by the original: {PUBLISHED_WITH}.",
         *(f"{sentence}." for sentence in verdict(rows)),
     ]
@@ -72,21 +84,24 @@ def markdown(title: str, rows: Sequence[Row], rounds: int) -> str:
     return "\n".join([title, "", *(f"| {' | '.join(line)} |" for line in lines), "", *notes(rows, rounds)])
 
 
-def table(title: str, rows: Sequence[Row]) -> Table:
-    """The table for a terminal: what pays is green, what does not is red."""
-    made = Table(title=title, title_justify="left", header_style="bold", row_styles=None)
-    for head in HEADS:
-        made.add_column(head, justify="left" if head in _LEFT else "right")
-    shown = ""
+def table(title: str, rows: Sequence[Row], width: int) -> Table:
+    """The table for a terminal of so many columns: what pays is green, what does not is red."""
+    shown = [head for head in HEADS[1:] if width >= _WIDE or head not in _ONLY_WHERE_WIDE]
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
+    made.add_column("", no_wrap=True)
+    for head in shown[1:]:
+        made.add_column(head, justify="left" if head in _LEFT else "right", no_wrap=True)
+    last = ""
     for row in rows:
-        cells = cells_of(row)
-        if row.cell.title == shown:
-            cells[0] = ""
-        elif shown:
+        cells = dict(zip(HEADS, cells_of(row), strict=True))
+        if cells["cell"] != last:
             made.add_section()
-        shown = row.cell.title
-        style = None if row.way == PLAIN else "green" if row.faster > 1 and row.pays else None if row.pays else "red"
-        made.add_row(*cells, style=style)
+            made.add_row(Text(cells["cell"], "bold"))
+        last = cells["cell"]
+        style = None if row.way == PLAIN else "red" if not row.pays else "green" if row.faster > 1 else None
+        made.add_row(Text(f"  {cells['way']}"), *(Text(cells[head]) for head in shown[1:]), style=style)
     return made
 
 
