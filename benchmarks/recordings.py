@@ -9,8 +9,24 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 CONVERSATIONS = ("two00", "three00", "five00")
 
 
+class Spoken:
+    """Anything whose sentences are known."""
+
+    __slots__ = ()
+    sentences: tuple[tuple[str, str], ...]
+    """Speaker and words, in order of their start."""
+
+    @property
+    def text(self) -> str:
+        return " ".join(words for _, words in self.sentences)
+
+    @property
+    def text_by_speaker(self) -> dict[str, str]:
+        return joined(self.sentences)
+
+
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(Spoken):
     """A recording with its references."""
 
     name: str
@@ -20,14 +36,6 @@ class Conversation:
     turns: tuple[Turn, ...]
     reference_turns: tuple[Turn, ...]
     """What pyannote.audio finds in it with the centroid clustering of its 3.1 pipeline."""
-
-    @property
-    def text(self) -> str:
-        return " ".join(words for _, words in self.sentences)
-
-    @property
-    def text_by_speaker(self) -> dict[str, str]:
-        return joined(self.sentences)
 
 
 def conversations(data: Path) -> list[Conversation]:

@@ -173,7 +173,7 @@ def test_options_reach_the_pipeline(run, folder):
     arguments = (
         "transcribe a.wav --model tiny.en --diarization-model mine --language en --task translate --num-speakers 2 "
         "--min-speakers 1 --max-speakers 3 --clustering vbx --initial-prompt Names --hotwords words "
-        "--no-word-timestamps --beam-size 3 --batch-size 4 --device cpu --dtype float32 --threads 1 --cache-dir c --offline"
+        "--no-word-timestamps --beam-size 3 --assisted true --batch-size 4 --device cpu --dtype float32 --threads 1 --cache-dir c --offline"
     )
     assert run(*arguments.split()).exit_code == 0
     (made,), (called,) = fake_pipeline.Pipeline.made, fake_pipeline.Pipeline.called
@@ -203,6 +203,7 @@ def test_options_reach_the_pipeline(run, folder):
         "hotwords": "words",
         "word_timestamps": False,
         "beam_size": 3,
+        "assisted": True,
     }
 
 

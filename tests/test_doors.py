@@ -43,7 +43,7 @@ DOORS = {
         ),
     ),
     "addresses become bytes": (
-        ("models.sources", "deploy"),
+        ("models.sources", "deploy", "benchmark.remote"),
         (
             "socket",
             "urllib.request",

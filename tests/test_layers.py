@@ -8,7 +8,7 @@
 | 3 | attribution, transcript, formats, request |
 | 4 | pipeline |
 | 5 | engine, original, distillation |
-| 6 | server, handler, deploy |
+| 6 | server, handler, deploy, benchmark |
 | 7 | cli |
 """
 
@@ -27,7 +27,7 @@ RANKS = {
     **dict.fromkeys(("attribution", "transcript", "formats", "request"), 3),
     "pipeline": 4,
     **dict.fromkeys(("engine", "original", "distillation"), 5),
-    **dict.fromkeys(("server", "handler", "deploy"), 6),
+    **dict.fromkeys(("server", "handler", "deploy", "benchmark"), 6),
     "cli": 7,
     "__main__": 8,
 }

@@ -125,6 +125,7 @@ def test_r13_assisted_needs_an_assistant():
     with pytest.raises(OptionError, match="no assistant model was provided"):
         original.parse({"assisted": True}).check(assists=False)
     original.parse({}).check(assists=False)
+    original.parse({"assisted": "auto", "batch_size": 24}).check(assists=False)
 
 
 def test_every_fault_is_told():
@@ -298,7 +299,7 @@ def test_both_lists_hold_the_whole_text(parts):
     json.dumps(reply, allow_nan=False)
 
 
-@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("sent", [True, False, "auto"])
 def test_assisting_is_left_to_the_engine_unless_the_caller_says(sent):
     assert original.parse({"assisted": sent}).options()["assisted"] is sent
     assert "assisted" not in original.parse({}).options()

@@ -9,7 +9,7 @@ import numpy as np
 from compare.sound import SAMPLE_RATE, read_wav, write_wav
 from diarist.audio import decode
 from diarist.timeline import Segment, Turn
-from recordings import CONVERSATIONS, joined, read_rttm, read_stm
+from recordings import CONVERSATIONS, Spoken, read_rttm, read_stm
 
 JOINED = "joined"
 """The conversations, one after another: what a long recording costs."""
@@ -18,7 +18,7 @@ _SUFFIXES = (".flac", ".wav", ".mp3")
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class Recording(Spoken):
     """A recording and its references."""
 
     name: str
@@ -27,14 +27,6 @@ class Recording:
     sentences: tuple[tuple[str, str], ...]
     """Speaker and words, in order of their start."""
     turns: tuple[Turn, ...]
-
-    @property
-    def text(self) -> str:
-        return " ".join(words for _, words in self.sentences)
-
-    @property
-    def text_by_speaker(self) -> dict[str, str]:
-        return joined(self.sentences)
 
 
 def gather(names: Sequence[str], data: Path, folder: Path) -> list[Recording]:

@@ -5,6 +5,7 @@ error. Exit status: 0 done, 1 something failed, 2 wrong usage, 130 interrupted. 
 traceback, which `--debug` adds. Files are written aside and renamed, so an interruption leaves none half written.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -35,6 +36,7 @@ from diarist.errors import DiaristError, ModelNotFoundError, OptionError
 from diarist.formats import FORMATS, line, one_line
 
 if TYPE_CHECKING:
+    from diarist.benchmark.rounds import Row
     from diarist.distillation.distill import Progress as Distilling
     from diarist.distillation.training import Measurement
     from diarist.pipeline import Pipeline, Progress
@@ -75,6 +77,17 @@ app.add_typer(deploy_app, name="deploy")
 class Task(StrEnum):
     TRANSCRIBE = "transcribe"
     TRANSLATE = "translate"
+
+
+class Assisted(StrEnum):
+    AUTO = "auto"
+    TRUE = "true"
+    FALSE = "false"
+
+    @property
+    def asked(self) -> Literal["auto"] | bool:
+        """As `Pipeline` takes it."""
+        return "auto" if self is Assisted.AUTO else self is Assisted.TRUE
 
 
 class Access(StrEnum):
@@ -271,6 +284,9 @@ def transcribe(
             help="Small model that drafts for the main one: a name, hub id, path or ngram. The text is the same.",
         ),
     ] = None,
+    assisted: Annotated[
+        Assisted, typer.Option(help="Let the assistant draft: always, never, or where that is faster.")
+    ] = Assisted.AUTO,
     language: Annotated[
         str | None, typer.Option("--language", "-l", help="What is spoken: en, de, ...; auto detects it. [auto]")
     ] = None,
@@ -356,6 +372,7 @@ def transcribe(
             "hotwords": hotwords,
             "word_timestamps": word_timestamps,
             "beam_size": beam_size,
+            "assisted": assisted.asked,
         }
         failed = len(failures)
         for job in jobs:
@@ -713,6 +730,133 @@ def _distilling(*, quiet: bool) -> Iterator["Callable[[Distilling], None] | None
             bars.update(tasks[progress.stage], completed=progress.fraction, description=f"{progress.stage}{found}")
 
         yield show
+
+
+# --- benchmark ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def benchmark(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Recordings that begin with speech. (a telephone call, fetched)"),
+    ] = None,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", envvar="ASR_MODEL", help="Recognition model: a name, hub id or path. (base)"),
+    ] = None,
+    assistants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assistant",
+            envvar="ASSISTANT_MODEL",
+            help="What drafts: ngram, a name, hub id or path; repeatable. (ngram, tiny.en)",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 3,
+    cells: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="CELL", help="short, long, batch or concurrent; repeatable. (all)"),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, max=256, help="How many are made at once in the last cell.")] = 8,
+    language: Annotated[str | None, typer.Option("--language", "-l", help="What is spoken. (detected)")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, envvar="DIARIST_BATCH_SIZE", help="Windows decoded together.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(envvar="DIARIST_DEVICE", help="auto, cpu or cuda. (auto)")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(envvar="DIARIST_DTYPE", help="auto, float32, bfloat16, float16 or int8. (auto)")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, envvar="DIARIST_THREADS", help="Processor threads.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Measure the server that runs there: diarist's, or another of this kind.")
+    ] = None,
+    api_key: Annotated[str, typer.Option(envvar="DIARIST_API_KEY", help="Key that the server asks for.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The table and errors only.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure what an assistant brings: short and long audio, a full batch and requests at once, as one table.
+
+    Everything is measured in turns on this machine, or on a server, beside the figures that the original published.
+    """
+    from diarist import settings as configuration  # noqa: PLC0415 (pydantic is slow to import)
+
+    with _reported(debug=debug):
+        settings = configuration.load(
+            asr_model=model, batch_size=batch_size, device=device, dtype=dtype, threads=threads
+        )
+        from diarist.benchmark import cells as sounds  # noqa: PLC0415 (numpy and torch are slow to import)
+        from diarist.benchmark import report  # noqa: PLC0415
+        from diarist.benchmark.rounds import Subject, measure  # noqa: PLC0415
+
+        unknown = [name for name in cells or () if name not in sounds.CELLS]
+        if unknown:
+            raise OptionError("--only", f"{unknown[0]!r} is not one of {', '.join(sounds.CELLS)}")
+        chosen = [name for name in sounds.CELLS if not cells or name in cells]
+        language = None if language == "auto" else language
+        recordings = _recordings(files) if files else [_sample(settings, quiet=quiet)]
+        subject: Subject
+        if url is None:
+            from diarist.benchmark.local import LocalModels  # noqa: PLC0415
+
+            options = settings.pipeline_options()
+            with _fetching(quiet=quiet) as progress:
+                subject = LocalModels(assistants or ("ngram", "tiny.en"), language, **options, progress=progress)
+        else:
+            from diarist.benchmark.remote import Server  # noqa: PLC0415
+
+            subject = Server(url, api_key, language)
+        made = sounds.make_cells(recordings, chosen, batch_size or subject.rows, requests)
+        with _measuring(quiet=quiet) as tell:
+            rows = measure(subject, made, rounds, tell)
+        _print_table(subject.title, rows, rounds)
+        if json_file is not None:
+            document = report.document(subject.description, rows, rounds)
+            json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            if not quiet:
+                _say(f"wrote {json_file}")
+
+
+def _sample(settings: "Settings", *, quiet: bool) -> Path:
+    """The telephone call of the catalogue."""
+    with _fetching(quiet=quiet) as progress:
+        found = models.resolve(
+            "telephone-sample",
+            "sample",
+            offline=settings.offline,
+            token=settings.token,
+            progress=progress,
+            cache_dir=settings.cache_dir,
+        )
+    return found.files["sample.wav"]
+
+
+@contextmanager
+def _measuring(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with what is being measured; in a pipe nothing."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda *_: None
+        return
+    with _bars(console, TaskProgressColumn()) as bars:
+        task = bars.add_task("", total=1)
+        yield lambda done, total, what: bars.update(task, description=what, completed=done, total=total)
+
+
+def _print_table(title: str, rows: "Sequence[Row]", rounds: int) -> None:
+    """For people on a terminal, as markdown in a pipe."""
+    from diarist.benchmark import report  # noqa: PLC0415 (numpy is slow to import)
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(report.table(title, rows, console.width))
+        for note in report.notes(rows, rounds):
+            console.print(Text(note, "dim"))
+    else:
+        typer.echo(report.markdown(title, rows, rounds))
+    sys.stdout.flush()
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

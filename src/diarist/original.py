@@ -79,10 +79,10 @@ class InferenceConfig(_Lenient):
 
     task: Task = "transcribe"
     """Write what is said, or its English translation."""
-    assisted: bool = False
-    """Decode with the assistant model, which must have been loaded."""
+    assisted: bool | Literal["auto"] = False
+    """Decode with the assistant model, which must have been loaded; "auto", and unset: where one is and that is faster."""
     batch_size: Whole = Field(
-        default_factory=lambda sent: 1 if sent.get("assisted") else DEFAULT_BATCH_SIZE, ge=1, le=256
+        default_factory=lambda sent: 1 if sent.get("assisted") is True else DEFAULT_BATCH_SIZE, ge=1, le=256
     )
     """Windows decoded together: 24, or 1 when `assisted`. Checked for old clients' sake; the engine makes its own."""
     chunk_length_s: Whole = Field(default=30, ge=1, le=30)
@@ -127,7 +127,7 @@ class InferenceConfig(_Lenient):
     @field_validator("batch_size")
     @classmethod
     def _one_when_assisted(cls, size: int, info: ValidationInfo) -> int:
-        if size > 1 and info.data.get("assisted"):
+        if size > 1 and info.data.get("assisted") is True:
             raise ValueError("must be 1 when assisted generation is on")
         return size
 
@@ -190,7 +190,7 @@ class InferenceConfig(_Lenient):
         Raises:
             OptionError: Assisted generation is asked for without an assistant model.
         """
-        if self.assisted and not assists:
+        if self.assisted is True and not assists:
             raise OptionError("assisted", "assisted generation is on but no assistant model was provided")
 
 
@@ -284,6 +284,8 @@ def answer(transcript: Transcript, config: InferenceConfig) -> dict[str, Any]:
         ],
         "words": words,
         "turns": [{"speaker": turn.speaker, "start": turn.start, "end": turn.end} for turn in transcript.turns],
+        "timings": dict(transcript.timings),
+        "assistance": transcript.assistance,
         "warnings": [*transcript.warnings, *config.warnings],
     }
 

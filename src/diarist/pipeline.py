@@ -437,7 +437,9 @@ def _assistance(
     """The assistant, what was asked of it for one recording, and what came of that."""
     if described is None:
         return None
-    return {**described, "assisted": options.assisted, **speech.assistance.summary}
+    came = speech.assistance
+    counts = {name: getattr(came, name) for name in ("passes", "tokens", "drafted", "accepted")}
+    return {**described, "assisted": options.assisted, **came.summary, **counts}
 
 
 def _describe(model: models.LocalModel, compute: Compute) -> dict[str, Any]:

@@ -23,6 +23,11 @@ from typing import Any
 from diarist.errors import TranscriptError
 from diarist.timeline import DecodedSegment, Segment, Turn, Word, ends_sentence, join_words
 
+_ASSISTANCE = (
+    *("kind", "assisted", "chosen", "assisted_passes", "acceptance_rate", "tokens_per_pass"),
+    *("passes", "tokens", "drafted", "accepted"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
@@ -90,6 +95,16 @@ class Transcript:
     def words(self) -> tuple[Word, ...]:
         """Every word, in order."""
         return tuple(word for utterance in self.utterances for word in utterance.words)
+
+    @property
+    def assistance(self) -> dict[str, Any] | None:
+        """What came of the assistant; None where none was loaded.
+
+        `assisted` is what was asked for and `chosen` what was done; `assisted_passes` is the share of the main model's
+        passes that verified a draft, `acceptance_rate` that of drafted tokens that were right; the others are counts.
+        """
+        about = self.models.get("assistant") or {}
+        return {name: about[name] for name in _ASSISTANCE if name in about} if "chosen" in about else None
 
     def to_dict(self) -> dict[str, Any]:
         """The transcript as plain values, ready for JSON."""

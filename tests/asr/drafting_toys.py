@@ -8,8 +8,10 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from diarist.asr.decoding import Decoded, DecodingLoop, Job, SpokenLanguage
+from diarist.asr.features import pad_windows
 from diarist.asr.options import DecodingOptions
 from diarist.asr.planning import MAX_DRAFT, Assistance, Costs
+from diarist.asr.rules import RuleState
 from diarist.compute import Compute
 from diarist.models import WhisperCheckpoint, WhisperDims
 from diarist.models.readers import whisper
@@ -172,7 +174,41 @@ def toy_options(number: int, room: int, **changes) -> list[DecodingOptions]:
     )  # fmt: skip
     return [
         dataclasses.replace(
-            plain, timestamps=index % 3 != 2, initial_prompt="abcdefghijklmnopqr"[: index + 1], **changes
+            plain, timestamps=index % 3 != 2, initial_prompt="abcdefghijklmnopqrstu"[: index + 1], **changes
         )
         for index in range(number)
     ]
+
+
+class RememberingEncoder:
+    """Encodes each window once for all loops of a module."""
+
+    def __init__(self, encoder) -> None:
+        self._encoder, self._known = encoder, {}
+
+    def __call__(self, mel):
+        states = []
+        for window in mel:
+            key = hash(window.numpy().tobytes())
+            if key not in self._known:
+                self._known[key] = self._encoder(window[None])
+            states.append(self._known[key])
+        return torch.cat(states)
+
+
+def margin(loop, waveform, tokens, candidates):
+    """By how much one of two tokens wins after a text; a timestamp competes with all timestamps together."""
+    vocabulary = loop.vocabulary
+    states = loop._encoder(loop._features(pad_windows([torch.from_numpy(waveform)], loop.compute.device)))
+    loop._decoder.fill_cross_attention(states, loop._cache, 0)
+    text = torch.tensor([[*vocabulary.prompt("en", "transcribe", timestamps=True), *tokens]])
+    hidden = loop._decoder(text, torch.zeros(1, dtype=torch.int64), loop._cache, slice(0, 1))
+    logits = loop._logits(hidden[:, -1]).float()[0]
+    state = RuleState.start(torch.ones(1, dtype=torch.bool))
+    for token in tokens:
+        state = state.after(torch.tensor([token]), vocabulary.timestamp_begin)
+    begin = vocabulary.timestamp_begin
+    stamps = logits[begin + max(0, int(state.last)) :].logsumexp(0)
+    both_stamps = all(token >= begin for token in candidates)
+    strengths = [stamps if token >= begin and not both_stamps else logits[token] for token in candidates]
+    return float(abs(strengths[0] - strengths[1]))

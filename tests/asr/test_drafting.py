@@ -8,7 +8,9 @@ from drafting_toys import (
     CHEAP,
     DEAR,
     EXACT,
+    RememberingEncoder,
     Scripted,
+    margin,
     run,
     some_layers,
     texts,
@@ -22,10 +24,8 @@ from hypothesis import strategies as st
 
 from diarist.asr.decoding import DecodingLoop, Job, SpokenLanguage
 from diarist.asr.drafting import DecoderAssistant, NgramAssistant, shares_encoder
-from diarist.asr.features import pad_windows
 from diarist.asr.options import DecodingOptions
 from diarist.asr.planning import MAX_DRAFT, Assistance
-from diarist.asr.rules import RuleState
 from diarist.compute import choose as choose_compute
 from diarist.errors import OptionError
 from diarist.models import load_whisper
@@ -39,17 +39,18 @@ def said(decoded):
 @given(
     seed=st.integers(0, 10_000),
     layers=st.integers(1, 3),
-    rows=st.integers(1, 6),
-    number=st.integers(1, 16),
+    rows=st.integers(1, 16),
+    number=st.integers(1, 20),
+    language=st.sampled_from(["en", "en", None]),
     room=st.integers(1, 30),
     context=st.integers(40, 64),
     assistant_layers=st.lists(st.integers(0, 2), min_size=1, max_size=3),
     lies=st.lists(st.one_of(st.none(), st.integers(0, MAX_DRAFT)), min_size=1, max_size=7),
 )
-def test_toy_models_write_the_same(seed, layers, rows, number, room, context, assistant_layers, lies):
+def test_toy_models_write_the_same(seed, layers, rows, number, language, room, context, assistant_layers, lies):
     """Rows of any number that end at different times, drafts that go wrong anywhere, windows that wait for rows."""
     checkpoint = toy_checkpoint(seed, layers, context=context)
-    windows, options = toy_windows(seed, number, checkpoint), toy_options(number, room)
+    windows, options = toy_windows(seed, number, checkpoint), toy_options(number, room, language=language)
     plain_loop = toy_loop(checkpoint, rows)
     plain = run(plain_loop, windows, options)
     script = texts(plain_loop, options, plain)
@@ -213,22 +214,6 @@ def speech(utterances, sample_waveform):
     return [sample_waveform, *chosen[:10:2]]
 
 
-class RememberingEncoder:
-    """Encodes each window once for all loops of a module."""
-
-    def __init__(self, encoder) -> None:
-        self._encoder, self._known = encoder, {}
-
-    def __call__(self, mel):
-        states = []
-        for window in mel:
-            key = hash(window.numpy().tobytes())
-            if key not in self._known:
-                self._known[key] = self._encoder(window[None])
-            states.append(self._known[key])
-        return torch.cat(states)
-
-
 @pytest.fixture(scope="module")
 def real_loop(checkpoint):
     """Makes loops of one precision that share what was encoded."""
@@ -301,21 +286,3 @@ def test_bfloat16_differs_only_where_two_tokens_tie(real_loop, checkpoint, speec
         else:
             assert margin(loop, waveform, one.tokens[:part], [each[part] for each in ends]) < 0.3
     assert same >= len(speech) // 2
-
-
-def margin(loop, waveform, tokens, candidates):
-    """By how much one of two tokens wins after a text; a timestamp competes with all timestamps together."""
-    vocabulary = loop.vocabulary
-    states = loop._encoder(loop._features(pad_windows([torch.from_numpy(waveform)], loop.compute.device)))
-    loop._decoder.fill_cross_attention(states, loop._cache, 0)
-    text = torch.tensor([[*vocabulary.prompt("en", "transcribe", timestamps=True), *tokens]])
-    hidden = loop._decoder(text, torch.zeros(1, dtype=torch.int64), loop._cache, slice(0, 1))
-    logits = loop._logits(hidden[:, -1]).float()[0]
-    state = RuleState.start(torch.ones(1, dtype=torch.bool))
-    for token in tokens:
-        state = state.after(torch.tensor([token]), vocabulary.timestamp_begin)
-    begin = vocabulary.timestamp_begin
-    stamps = logits[begin + max(0, int(state.last)) :].logsumexp(0)
-    both_stamps = all(token >= begin for token in candidates)
-    strengths = [stamps if token >= begin and not both_stamps else logits[token] for token in candidates]
-    return float(abs(strengths[0] - strengths[1]))

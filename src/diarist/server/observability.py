@@ -90,6 +90,22 @@ class Metrics:
             buckets=(0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
             registry=self.registry,
         )
+        self.assisted = Counter(
+            "diarist_assisted_requests", "Transcripts, by what was chosen for them.", ["chosen"], registry=self.registry
+        )
+        self.drafts = Counter(
+            "diarist_assistant_tokens",
+            "Tokens that the assistant drafted, by what the main model made of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.passes = Counter(
+            "diarist_decoder_passes",
+            "Passes of the main decoder over one window, with and without a draft to verify; where an assistant is loaded.",
+            ["assisted"],
+            registry=self.registry,
+        )
+        self.tokens = Counter("diarist_decoder_tokens", "Tokens that these wrote.", registry=self.registry)
         self.stall = Gauge(
             "diarist_event_loop_stall_seconds", "Longest stall since this was last read.", registry=self.registry
         )
@@ -107,6 +123,17 @@ class Metrics:
             self.stages.labels(stage).inc(max(0.0, spent))
         if seconds > 0:
             self.rtfx.observe(transcript.duration / seconds)
+        if transcript.assistance is not None:
+            self._count(transcript.assistance)
+
+    def _count(self, assistance: Mapping[str, Any]) -> None:
+        self.assisted.labels(assistance["chosen"]).inc()
+        self.drafts.labels("accepted").inc(assistance["accepted"])
+        self.drafts.labels("rejected").inc(assistance["drafted"] - assistance["accepted"])
+        with_draft = round(assistance["assisted_passes"] * assistance["passes"])
+        self.passes.labels("true").inc(with_draft)
+        self.passes.labels("false").inc(assistance["passes"] - with_draft)
+        self.tokens.inc(assistance["tokens"])
 
     def page(self) -> bytes:
         """All of it as Prometheus reads it."""

@@ -54,6 +54,9 @@ class _Parameters(BaseModel):
     diarize: bool | None = Field(None, description="Whether to tell speakers apart.")
     word_timestamps: bool = Field(True, description="Exact times of words; false: spread over their segment.")
     beam_size: Int = Field(1, ge=1, le=16, description="Hypotheses to keep: more is slower.")
+    assisted: bool | Literal["auto"] = Field(
+        "auto", description="Let the assistant model draft; auto: where one is loaded and that is faster."
+    )
 
     def hints(self) -> SpeakerHints:
         return SpeakerHints(self.num_speakers, self.min_speakers, self.max_speakers)
@@ -103,6 +106,7 @@ class TranslationForm(_Parameters):
             initial_prompt=self.prompt,
             word_timestamps=self.word_timestamps,
             beam_size=self.beam_size,
+            assisted=self.assisted,
             temperature=self.temperature or None,
             **more,
         )
@@ -222,6 +226,8 @@ def _decoding(info: EngineInfo, *, language: str | None, temperature: float | No
     if temperature is not None:
         options["temperatures"] = (temperature,)
     decoding = DecodingOptions(language=language, **options)
+    if decoding.assisted is True and not info.assists:
+        raise OptionError("assisted", "no assistant model is loaded")
     if info.languages and decoding.language is not None and decoding.language not in info.languages:
         raise OptionError("language", f"the loaded model does not know {decoding.language!r}")
     if info.models and not info.multilingual:

@@ -197,7 +197,12 @@ def _verbose(transcript: Transcript, form: TranslationForm) -> dict[str, Any]:
             }
             for word in transcript.words
         )
-    return {**body, "usage": usage(transcript)}
+    return {**body, **_assistance(transcript), "usage": usage(transcript)}
+
+
+def _assistance(transcript: Transcript) -> dict[str, Any]:
+    """What came of the assistant, where one is loaded: OpenAI has no word for it."""
+    return {} if transcript.assistance is None else {"assistance": transcript.assistance}
 
 
 def diarized_segments(transcript: Transcript, form: TranscriptionForm) -> list[dict[str, Any]]:
@@ -224,6 +229,7 @@ def _diarized(transcript: Transcript, form: TranscriptionForm) -> dict[str, Any]
         "duration": transcript.duration,
         "text": "\n".join(f"{segment['speaker']}: {segment['text']}" for segment in segments),
         "segments": segments,
+        **_assistance(transcript),
         "usage": usage(transcript),
     }
 
