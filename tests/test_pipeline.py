@@ -7,9 +7,13 @@ import wave
 import jiwer
 import numpy as np
 import pytest
+import torch
 from whisper_normalizer.english import EnglishTextNormalizer
 
+import diarist.pipeline as pipeline_module
 from diarist import AudioError, OptionError, Pipeline, Progress, Transcript
+from diarist.compute import Compute
+from diarist.models import WhisperDims
 from diarist.request import SpeakerHints
 
 NORMALIZE = EnglishTextNormalizer()
@@ -203,3 +207,12 @@ def test_errors_name_their_cause(pipeline, tmp_path):
 def test_speaker_hints_out_of_bounds(hints):
     with pytest.raises(OptionError):
         SpeakerHints(**hints)
+
+
+def test_as_many_rows_as_an_accelerator_has_room_for(monkeypatch):
+    dims = WhisperDims(128, 1500, 1280, 20, 32, 51866, 448, 1280, 20, 32)  # large-v3
+    compute = Compute(torch.device("cuda"), torch.float16)
+    row = 2 * 32 * 1948 * 1280 * 2  # bytes
+    for free, rows in ((400 * row, 64), (40 * row, 10), (row, 1)):
+        monkeypatch.setattr(pipeline_module, "free_bytes", lambda _, free=free: free)
+        assert pipeline_module._rows(dims, compute) == rows

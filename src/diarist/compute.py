@@ -127,6 +127,11 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
 
 
+def free_bytes(compute: Compute) -> int | None:
+    """Memory that an accelerator has left; None on a processor."""
+    return torch.cuda.mem_get_info(compute.device)[0] if compute.device.type == "cuda" else None
+
+
 def recorder(compute: Compute) -> Recorder | None:
     """What records work on this device; None where that would bring nothing."""
     return _CudaGraphs() if compute.device.type == "cuda" else None

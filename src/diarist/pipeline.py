@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from diarist import models
 from diarist.asr.decoding import DecodingLoop
 from diarist.asr.drafting import NGRAM, Assistant, DecoderAssistant, NgramAssistant
+from diarist.asr.network import DecoderCache
 from diarist.asr.options import DecodingOptions
 from diarist.asr.recognizer import Recognition, RecognitionStream, Recognizer
 from diarist.attribution import attribute
 from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, waveform_stream
-from diarist.compute import Compute, choose
+from diarist.compute import Compute, choose, free_bytes
 from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
 from diarist.diarization.voices import embed_voice, recognize_voices
@@ -35,6 +36,7 @@ from diarist.transcript import Transcript, build, settle
 
 _BLOCK_S = 30.0  # long enough that segmentation works in full batches, short enough that progress is seen to move
 _ROWS = {"cpu": 16, "cuda": 64}
+_ROWS_SHARE = 0.25  # of an accelerator's free memory, which a server's lanes and what is computed on the way need too
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Pipeline:
         plda = find(parts.plda, "plda") if self.diarizes and chosen == "vbx" and parts.plda else None
         main = models.load_whisper(asr)
         assistant, described = _assistant(assistant_model, find, main, self.compute)
-        rows = batch_size or _ROWS[self.compute.device.type]
+        rows = batch_size or _rows(main.dims, self.compute)
         self.recognizer = Recognizer(main, self.compute, rows, assistant)
         self._diarizer = Diarizer(
             models.load_segmentation(segmentation),
@@ -412,6 +414,17 @@ def _named_by_appearance(
 
 def _unheard_warnings(unheard: tuple[Segment, ...]) -> list[str]:
     return [f"speech from {part.start:.1f} s to {part.end:.1f} s gave no text" for part in unheard]
+
+
+def _rows(dims: models.WhisperDims, compute: Compute) -> int:
+    """Windows to decode at once: as many as are of use, and as fit."""
+    free = free_bytes(compute)
+    wanted = _ROWS[compute.device.type]
+    return (
+        wanted
+        if free is None
+        else max(1, min(wanted, int(_ROWS_SHARE * free) // DecoderCache.row_bytes(dims, compute)))
+    )
 
 
 def _assistant(

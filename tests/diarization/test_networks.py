@@ -50,6 +50,14 @@ def test_windows_cut_from_one_filtered_stretch_equal_windows_alone(segmentation_
     torch.testing.assert_close(together.exp(), alone.exp(), atol=1e-3, rtol=0)
 
 
+def test_sincnet_of_many_windows_equals_one_after_another(segmentation_model, sound):
+    model = SegmentationModel(load_segmentation(segmentation_model), EXACT)
+    bands = model.filtered(torch.from_numpy(np.concatenate(sound)))
+    starts = [0, 270 * 59, 270 * 500]
+    alone = [model._sincnet(bands.cut(start, 160_000)) for start in starts]
+    torch.testing.assert_close(model._sincnets(bands, starts), torch.stack(alone, dim=1), atol=1e-3, rtol=0)
+
+
 def test_embedding_equals_onnx_runtime(embedding_model, sound):
     mel = features.log_mel(torch.from_numpy(sound[:, :64_000]))
     mel = mel - mel.mean(dim=1, keepdim=True)
@@ -63,7 +71,7 @@ def test_a_mask_selects_frames(embedding_model, sound):
     """Pooling under a mask equals pooling only what it selects."""
     model = EmbeddingModel(load_embedding(embedding_model), EXACT)
     mel = features.log_mel(torch.from_numpy(sound[0]))
-    trunk = model.trunk(mel - mel.mean(dim=0))
+    trunk = model.trunk((mel - mel.mean(dim=0))[None])[0]
     mask = torch.zeros(2, len(trunk))
     mask[0, 20:70] = 1
     mask[1, 80:110] = 1

@@ -87,6 +87,11 @@ class DecoderCache:
         self.cross_values = [borrowed[layer][1] if layer in borrowed else zeros(*shape) for layer in layers]
         self.alignment_queries = zeros(rows, dims.n_text_ctx, alignment_heads, width)
 
+    @staticmethod
+    def row_bytes(dims: WhisperDims, compute: Compute) -> int:
+        """Memory that one row takes, but for what alignment keeps."""
+        return 2 * dims.n_text_layer * (dims.n_audio_ctx + dims.n_text_ctx) * dims.n_text_state * compute.dtype.itemsize
+
     def move_row(self, source: int, target: int, positions: int) -> None:
         """Copy one row over another: all of its cross-attention, the first `positions` of its self-attention."""
         for tensors in (self.cross_keys, self.cross_values):

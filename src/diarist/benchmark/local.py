@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from diarist.audio import SAMPLE_RATE, waveform_stream
 from diarist.benchmark.cells import Cell
 from diarist.benchmark.rounds import PLAIN, Answered, Way, added
-from diarist.pipeline import Pipeline, Request
+from diarist.pipeline import Pipeline
+from diarist.request import Request
 from diarist.transcript import Transcript
 
 _BLOCK_S = 30.0

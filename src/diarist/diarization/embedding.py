@@ -33,6 +33,7 @@ class EmbeddingModel:
 
     def __init__(self, tensors: Mapping[str, Tensor], compute: Compute) -> None:
         self.device, self.dtype = compute.device, compute.dtype
+        self.together = 1 if compute.device.type == "cpu" else 32  # on a processor one stretch stays in its cache
         weights = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
 
         def prepare(name: str, stride: int, frames: int) -> Convolution:
@@ -71,24 +72,24 @@ class EmbeddingModel:
         Returns:
             Shape (batch, 256), float32 on the CPU.
         """
-        trunks = [self.trunk(stretch) for stretch in features]
-        return torch.cat([self.pool(trunk, torch.ones(1, len(trunk), device=self.device)) for trunk in trunks])
+        trunks = [self.trunk(stretch[None])[0] for stretch in features]
+        return torch.cat([self.pool(trunk, torch.ones(1, len(trunk), device=self.device)) for trunk in trunks]).cpu()
 
     @torch.inference_mode()
     def trunk(self, features: Tensor) -> Tensor:
-        """What the convolutions make of a stretch.
+        """What the convolutions make of stretches.
 
         Args:
-            features: Filter banks minus a mean. Shape (frames, 80).
+            features: Filter banks minus a mean. Shape (n, frames, 80); at most `together` of them are fastest.
 
         Returns:
-            Shape (ceil(frames / 8), 2560), float32 on the device.
+            Shape (n, ceil(frames / 8), 2560), float32 on the device.
         """
-        x = features.to(self.device, self.dtype)[None, None].contiguous(memory_format=torch.channels_last)
+        x = features.to(self.device, self.dtype)[:, None].contiguous(memory_format=torch.channels_last)
         x = self._stem(x, relu=True)
         for first, second, shortcut in self._blocks:
             x = second.add(first(x, relu=True), x if shortcut is None else shortcut(x))
-        return x[0].permute(1, 2, 0).flatten(1).float()
+        return x.permute(0, 2, 3, 1).flatten(2).float()
 
     @torch.inference_mode()
     def pool(self, trunk: Tensor, masks: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class EmbeddingModel:
             masks: Weights of the frames. Shape (n, frames), float32 on the device.
 
         Returns:
-            Shape (n, 256), float32 on the CPU. A mask of nothing gives the embedding of all-zero statistics.
+            Shape (n, 256), float32 on the device. A mask of nothing gives the embedding of all-zero statistics.
         """
         centre = trunk.mean(dim=0)  # taken out first, so that the difference of squares below cancels no digits
         centred = trunk - centre
@@ -109,4 +110,4 @@ class EmbeddingModel:
         # The unbiased weighted variance, after pyannote.audio (the statistics that the PLDA was trained on).
         spread = (masks @ centred.square() - total * shift.square()).clamp_(min=0.0)
         deviation = (spread / (total - masks.square().sum(dim=1, keepdim=True) / total + 1e-8)).sqrt_()
-        return F.linear(torch.cat([mean, deviation], dim=1), self._weight, self._bias).cpu()
+        return F.linear(torch.cat([mean, deviation], dim=1), self._weight, self._bias)

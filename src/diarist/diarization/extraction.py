@@ -8,6 +8,7 @@ again, each with a mean of its own, as are all windows of short recordings, wher
 """
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -108,11 +109,18 @@ class Extractor:
 
     def _run_alone(self, windows: Iterable[int]) -> None:
         """Give each window a run of the trunk and a mean of its own, as the reference does."""
-        for window in windows:
-            first = self._begins[window] // features.SHIFT_SAMPLES
-            part = self._features.cut(first, first + features.frame_count(WINDOW_SAMPLES))
-            if len(part):
-                self._embed(window, self._model.trunk(part - part.mean(dim=0)), 0)
+        parts = [(window, self._features_of(window)) for window in windows]
+        for size, same in groupby(parts, key=lambda part: len(part[1])):  # only the last may be shorter
+            chosen = list(same) if size else []
+            for first in range(0, len(chosen), self._model.together):
+                batch = chosen[first : first + self._model.together]
+                heard = torch.stack([part - part.mean(dim=0) for _, part in batch])
+                trunks = self._model.trunk(heard)
+                self._embed([(window, trunk, 0) for (window, _), trunk in zip(batch, trunks, strict=True)])
+
+    def _features_of(self, window: int) -> Tensor:
+        first = self._begins[window] // features.SHIFT_SAMPLES
+        return self._features.cut(first, first + features.frame_count(WINDOW_SAMPLES))
 
     def _run_block(self, stop: int) -> None:
         """Put the feature frames up to `stop` through the shared trunk, if anybody speaks in them."""
@@ -121,7 +129,7 @@ class Extractor:
         if self._anybody(start, stop):
             first = max(self._features.start, start - _CONTEXT)
             last = min(self._features.stop, stop + _CONTEXT)
-            trunk = self._model.trunk(self._centred(first, last))[(start - first) // TRUNK_STRIDE :][:size]
+            trunk = self._model.trunk(self._centred(first, last)[None])[0, (start - first) // TRUNK_STRIDE :][:size]
         else:
             trunk = torch.zeros(size, TRUNK_SIZE, device=self._model.device)
         self._trunk.append(trunk)
@@ -151,25 +159,33 @@ class Extractor:
 
     def _pool(self, *, everything: bool = False) -> None:
         """Embed the windows whose trunk frames are all there."""
-        while self._pooled < len(self._begins):
-            sample = self._begins[self._pooled]
+        ready = []
+        for window in range(self._pooled, len(self._begins)):
+            sample = self._begins[window]
             begin, end = -(-sample // _TRUNK_SAMPLES), -(-(sample + WINDOW_SAMPLES) // _TRUNK_SAMPLES)
             if end > self._trunk.stop and not everything:
                 break
-            self._embed(self._pooled, self._trunk.cut(begin, end), begin * _TRUNK_SAMPLES - sample)
-            self._pooled += 1
+            ready.append((window, self._trunk.cut(begin, end), begin * _TRUNK_SAMPLES - sample))
+        self._embed(ready)
+        self._pooled += len(ready)
         none_left = self._pooled == len(self._begins)
         self._trunk.forget(self._trunk.stop if none_left else self._begins[self._pooled] // _TRUNK_SAMPLES)
 
-    def _embed(self, window: int, trunk: Tensor, offset: int) -> None:
-        """Embed who speaks in a window, from its trunk frames, which begin `offset` samples into it."""
-        mask = self._masks[window - self._chunk]
-        speaking = np.flatnonzero(mask.any(axis=0))
-        if not len(speaking) or not len(trunk):
-            return
-        place = (np.arange(len(trunk)) * _TRUNK_SAMPLES + offset) * FRAMES // WINDOW_SAMPLES
-        chosen = torch.from_numpy(mask[np.minimum(place, FRAMES - 1)][:, speaking].T.astype(np.float32))
-        self._known[window][speaking] = self._model.pool(trunk, chosen.to(self._model.device)).numpy()
+    def _embed(self, windows: Iterable[tuple[int, Tensor, int]]) -> None:
+        """Embed who speaks in each window, from its trunk frames, which begin so many samples into it."""
+        found: list[tuple[int, NDArray[np.int64], Tensor]] = []
+        for window, trunk, offset in windows:
+            mask = self._masks[window - self._chunk]
+            speaking = np.flatnonzero(mask.any(axis=0))
+            if len(speaking) and len(trunk):
+                place = (np.arange(len(trunk)) * _TRUNK_SAMPLES + offset) * FRAMES // WINDOW_SAMPLES
+                chosen = torch.from_numpy(mask[np.minimum(place, FRAMES - 1)][:, speaking].T.astype(np.float32))
+                found.append((window, speaking, self._model.pool(trunk, chosen.to(self._model.device))))
+        if found:  # fetched together: each time the device must be waited for
+            embeddings = torch.cat([pooled for _, _, pooled in found]).cpu().numpy()
+            ends = np.cumsum([len(speaking) for _, speaking, _ in found])
+            for (window, speaking, _), own in zip(found, np.split(embeddings, ends[:-1]), strict=True):
+                self._known[window][speaking] = own
 
 
 def _moving_mean(x: Tensor, reach: int) -> Tensor:

@@ -113,8 +113,10 @@ class SegmentationModel:
         Returns:
             Shape (len(starts), 589, 7), float32 on the CPU.
         """
+        if self.device.type != "cpu":
+            return self._classified(self._sincnets(bands, starts))
         inputs = torch.empty(FRAMES, len(starts), 60, device=self.device, dtype=self.dtype)
-        for index, start in enumerate(starts):
+        for index, start in enumerate(starts):  # one by one, what a window needs stays in the processor's cache
             inputs[:, index] = self._sincnet(bands.cut(start, WINDOW_SAMPLES))
         return self._classified(inputs)
 
@@ -129,6 +131,30 @@ class SegmentationModel:
         for index, convolve in enumerate(self._convolutions, start=1):
             x = self._normalised(_pooled(convolve(x)[0, :, 0].T), index, _EPSILON)
         return x[0, :, 0].T
+
+    def _sincnets(self, bands: Bands, starts: Sequence[int]) -> Tensor:
+        """As `_sincnet` for several windows at once, in few large steps. Returns shape (frames, windows, 60)."""
+        begins = torch.tensor(starts, device=self.device)
+        waveforms = bands.waveform.unfold(0, WINDOW_SAMPLES, 1)[begins]
+        columns = (WINDOW_SAMPLES - _TAPS) // BAND_SAMPLES + 1
+        responses = bands.responses.unfold(0, columns, 1)[begins // BAND_SAMPLES]  # (windows, filters, columns)
+        power, mean = torch.var_mean(waveforms, dim=1, correction=0)
+        spread = (power + _EPSILON).sqrt_() / self._wave_weight
+        offset = self._filter_sums * (self._wave_bias * spread - mean)[:, None]
+        x = F.max_pool1d((responses + offset[:, :, None]).abs_(), _POOL)
+        x = self._each_normalised(x, 0, _EPSILON * spread.square())
+        epsilon = torch.full_like(spread, _EPSILON)
+        for index, convolve in enumerate(self._convolutions, start=1):
+            x = convolve(x[:, :, None].to(self.dtype))[:, :, 0].float()
+            x = self._each_normalised(F.max_pool1d(x, _POOL), index, epsilon)
+        return x.permute(2, 0, 1).to(self.dtype)
+
+    def _each_normalised(self, x: Tensor, index: int, epsilon: Tensor) -> Tensor:
+        """Instance normalisation and leaky ReLU of (windows, channels, columns), with an epsilon (windows,) for each."""
+        weight, bias = self._norms[index]
+        variance, mean = torch.var_mean(x, dim=2, correction=0, keepdim=True)
+        scale = weight[:, None] / (variance + epsilon[:, None, None]).sqrt()
+        return F.leaky_relu_((x - mean) * scale + bias[:, None], _SLOPE)
 
     def _normalised(self, columns: Tensor, index: int, epsilon: float) -> Tensor:
         """Instance normalisation and leaky ReLU of shape (columns, channels).
