@@ -124,7 +124,13 @@ def multiplies_bfloat16() -> bool:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit and "AMX" not in limit and "BF16" not in limit and limit != "DEFAULT":
         return False
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
+    return has_amx() or bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
+
+
+def has_amx() -> bool:
+    """Whether this processor has AMX, and oneDNN is not told to leave it alone."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    return (limit == "DEFAULT" or "AMX" in limit) and bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001
 
 
 def free_bytes(compute: Compute) -> int | None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from diarist.asr.attention import choose_attention
 from diarist.compute import Compute, Linear, linear
 from diarist.models import WhisperDims
 
@@ -205,6 +206,7 @@ class _EncoderBlock:
             return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
 
         self.heads = heads
+        self._attend = choose_attention(compute)
         self.attention_norm = _LayerNorm(f"{name}.attn_ln", tensors, compute)
         self.query_key_value = product(*_fused_self_projection(f"{name}.attn", tensors))
         self.attention_out = named("attn.out")
@@ -215,8 +217,7 @@ class _EncoderBlock:
         n, f, state = x.shape
         projected = self.query_key_value(self.attention_norm(x)).view(n, f, 3, self.heads, state // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(n, f, state)
-        x = self.attention_out(attended, residual=x)
+        x = self.attention_out(self._attend(query, key, value), residual=x)
         return self.mlp_out(self.mlp_in(self.mlp_norm(x), gelu=True), residual=x)
 
 
@@ -229,6 +230,7 @@ class _DecoderBlock:
             return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
 
         self.heads = heads
+        self._attend = choose_attention(compute)
         self.self_norm = _LayerNorm(f"{name}.attn_ln", tensors, compute)
         self.query_key_value = product(*_fused_self_projection(f"{name}.attn", tensors))
         self.self_out = named("attn.out")
@@ -260,20 +262,15 @@ class _DecoderBlock:
         query, key, value = projected.unbind(2)
         keys[places] = key
         values[places] = value
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            keys[:, :reach].transpose(1, 2),
-            values[:, :reach].transpose(1, 2),
-            attn_mask=mask,
-        )
-        return self.self_out(attended.transpose(1, 2).reshape(n, q, state), residual=x)
+        past_keys, past_values = keys[:, :reach].transpose(1, 2), values[:, :reach].transpose(1, 2)
+        return self.self_out(self._attend(query.transpose(1, 2), past_keys, past_values, mask), residual=x)
 
     def attend_cross(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """New x, and the queries (n, q, h, d)."""
         n, q, state = x.shape
         queries = self.cross_query(self.cross_norm(x)).view(n, q, self.heads, state // self.heads)
-        attended = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values)
-        return self.cross_out(attended.transpose(1, 2).reshape(n, q, state), residual=x), queries
+        attended = self._attend(queries.transpose(1, 2), keys, values)
+        return self.cross_out(attended, residual=x), queries
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.mlp_out(self.mlp_in(self.mlp_norm(x), gelu=True), residual=x)
