@@ -51,9 +51,6 @@ _WORKER = "diarist.engine.worker"
 _ALIKE = 0.5
 _SAMPLE_S = 1.0
 _FLOOR_S = 60.0
-_LENGTHS = 120
-"""Clips of different lengths that come before the measuring: oneDNN keeps the 1024 last programs that it made for a shape
-of input, a length needs about a dozen, and until they are full memory grows by 80 MB."""
 _ANSWERS_BETWEEN = 10
 """Between two faults, at least: so that far more is answered than is lost. A server that stops answers its last ones."""
 _PAUSE_S = 0.5  # after an answer that is none
@@ -463,11 +460,7 @@ def mixed(server: Server, minutes: float) -> bool:
     """Callers of all kinds at once."""
     server.start()
     recordings = known(server.url, server.folder)
-    callers_of = others(server.url, recordings)
-    source = random.Random(0)
-    for _ in range(_LENGTHS if minutes >= _SHORT_MIN else 0):
-        callers_of[-1](source)
-    callers = Callers([*[good(server.url, recordings)] * 3, *callers_of])
+    callers = Callers([*[good(server.url, recordings)] * 3, *others(server.url, recordings)])
     begun = told = time.monotonic()
     samples: list[tuple[float, dict[str, float]]] = []
     while time.monotonic() - begun < 60 * minutes:

@@ -7,7 +7,7 @@ import torch
 
 from diarist.audio import decode
 from diarist.compute import Compute, choose
-from diarist.diarization import features
+from diarist.diarization import embedding, features
 from diarist.diarization.embedding import EmbeddingModel
 from diarist.diarization.segmentation import SegmentationModel
 from diarist.models import load_embedding, load_segmentation
@@ -65,6 +65,19 @@ def test_embedding_equals_onnx_runtime(embedding_model, sound):
     expected = session.run(None, {session.get_inputs()[0].name: mel.numpy()})[0]
     ours = EmbeddingModel(load_embedding(embedding_model), EXACT)(mel).numpy()
     np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_filling_up_to_a_usual_length_changes_nothing(embedding_model, sound, monkeypatch, dtype):
+    """Neither a value nor the number of trunk frames, wherever a stretch ends."""
+    model = EmbeddingModel(load_embedding(embedding_model), choose("cpu", dtype))
+    mel = features.log_mel(torch.from_numpy(sound[0]))
+    lengths = [1, 7, 8, 9, 39, 40, 41, 333, 997, 998]
+    filled = [model.trunk(mel[:frames]) for frames in lengths]
+    monkeypatch.setattr(embedding, "_STEP", 1)
+    for frames, trunk in zip(lengths, filled, strict=True):
+        torch.testing.assert_close(trunk, model.trunk(mel[:frames]), atol=1e-6, rtol=1e-6)
+        assert len(trunk) == -(-frames // embedding.TRUNK_STRIDE)
 
 
 def test_a_mask_selects_frames(embedding_model, sound):
