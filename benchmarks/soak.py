@@ -480,7 +480,8 @@ def slow(server: Server, minutes: float, every_s: float) -> bool:
     report("five hundred who dawdle", found)
     alone, beside = found["p95 s alone, beside"]
     cut = found["cut off after s at most"]
-    return server.stop().status == 0 and max(cut.values()) <= 35 and beside <= 1.1 * alone
+    in_time = max(cut.values()) <= 45  # 30 s after the last byte that the buffers took, and these are large
+    return server.stop().status == 0 and in_time and beside <= 1.1 * alone
 
 
 def short_clips(folder: Path) -> list[bytes]:

@@ -4,6 +4,8 @@ import asyncio
 import gc
 import ipaddress
 import signal
+import socket
+import struct
 import time
 from types import FrameType
 from typing import Any
@@ -165,7 +167,7 @@ class PatientProtocol(H11Protocol):
             self._close_late()
         if self._answer_is_not_read(now):
             _log.info("cut off", reason="slow reader")
-            self.transport.abort()
+            self._reset()
             return
         self._watch = self.loop.call_later(_WATCH_S, self._look)
 
@@ -186,6 +188,13 @@ class PatientProtocol(H11Protocol):
         if unread == 0 or unread != self._unread_bytes:
             self._unread_bytes, self._unread_since = unread, now
         return unread > 0 and now - self._unread_since > self.limits.write_timeout_s
+
+    def _reset(self) -> None:
+        """Drop the connection with all that the kernel still holds for a client that reads nothing: megabytes, for minutes."""
+        opened = self.transport.get_extra_info("socket")
+        if opened is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _close_late(self) -> None:
         self._head_since = None
