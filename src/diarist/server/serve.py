@@ -4,7 +4,6 @@ import asyncio
 import gc
 import ipaddress
 import signal
-import socket
 import struct
 import time
 from types import FrameType
@@ -26,6 +25,7 @@ _WATCH_S = 1.0
 _UPLOAD_GRACE_S = 10.0
 _LAST_WORDS_S = 3.0
 """Of the time to stop, kept for sending the last answers and ending the worker."""
+_SOL_SOCKET, _SO_LINGER = 1, 13  # Linux's numbers: who imports `socket` could open one
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _log = structlog.get_logger("diarist.server")
 
@@ -193,7 +193,7 @@ class PatientProtocol(H11Protocol):
         """Drop the connection with all that the kernel still holds for a client that reads nothing: megabytes, for minutes."""
         opened = self.transport.get_extra_info("socket")
         if opened is not None:
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            opened.setsockopt(_SOL_SOCKET, _SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def _close_late(self) -> None:
