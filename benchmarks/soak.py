@@ -11,6 +11,7 @@
 
 Every caller opens a connection for each request, so that a closed one is never mistaken for a lost answer. An answer is
 lost when a request that the server took in ends without a status. The server's own log is the other side of the ledger.
+SIGINT ends `kill` and `restart` early, with the figures so far.
 """
 
 import argparse
@@ -124,7 +125,8 @@ class Server:
         if self.process is None:
             return Stop(0, 0.0, 0.0)
         with httpx2.Client(base_url=self.url, timeout=5) as client:  # one connection, open before
-            client.get("/livez")
+            with contextlib.suppress(httpx2.TransportError):  # it may not listen yet
+                client.get("/livez")
             begun = time.monotonic()
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(httpx2.TransportError):  # closed: not ready either
@@ -237,26 +239,27 @@ def report(title: str, figures: dict[str, object]) -> None:
 
 
 def kill(server: Server, count: int) -> bool:
-    """The worker is killed under load, again and again; after every tenth kill the next is stopped instead."""
+    """The worker is killed under load, again and again; after every tenth kill one is stopped besides."""
     started_s = server.start()
     callers = Callers([good(server.url, known(server.url, server.folder))] * 3)
     struck: list[float] = []
     gone: dict[str, list[float]] = {"SIGKILL": [], "SIGSTOP": []}
     ready: list[float] = []
     signals = [name for number in range(count) for name in ("SIGKILL", "SIGSTOP")[: 1 + (number % 10 == 9)]]
-    for number, name in enumerate(signals, 1):
-        callers.wait_for_answers(_ANSWERS_BETWEEN)
-        worker = server.worker()
-        if worker is None:
-            continue
-        struck.append(time.monotonic())
-        worker.send_signal(getattr(signal, name))
-        while server.worker() in (None, worker) and time.monotonic() - struck[-1] < 60:
-            time.sleep(0.01)
-        gone[name].append(time.monotonic() - struck[-1])
-        ready.append(server.wait_ready())
-        if number % 20 == 0:
-            report("so far", {"strikes": number, "outcomes": dict(callers.seen)})
+    with contextlib.suppress(KeyboardInterrupt):
+        for number, name in enumerate(signals, 1):
+            callers.wait_for_answers(_ANSWERS_BETWEEN)
+            worker = server.worker()
+            if worker is None:
+                continue
+            struck.append(time.monotonic())
+            worker.send_signal(getattr(signal, name))
+            while server.worker() in (None, worker) and time.monotonic() - struck[-1] < 60:
+                time.sleep(0.01)
+            gone[name].append(time.monotonic() - struck[-1])
+            ready.append(server.wait_ready())
+            if number % 10 == 0:
+                report("so far", {"strikes": number, "outcomes": dict(callers.seen)})
     callers.stop()
     worker = server.worker()
     stop = server.stop()
@@ -293,12 +296,13 @@ def restart(server: Server, count: int) -> bool:
     callers = Callers([good(server.url, recordings)] * 3)
     stops: list[Stop] = []
     starts: list[float] = []
-    for number in range(1, count + 1):
-        callers.wait_for_answers(_ANSWERS_BETWEEN // 3)
-        stops.append(server.stop())
-        starts.append(server.start())
-        if number % 10 == 0:
-            report("so far", {"restarts": number, "outcomes": dict(callers.seen)})
+    with contextlib.suppress(KeyboardInterrupt):
+        for number in range(1, count + 1):
+            callers.wait_for_answers(_ANSWERS_BETWEEN // 3)
+            stops.append(server.stop())
+            starts.append(server.start())
+            if number % 10 == 0:
+                report("so far", {"restarts": number, "outcomes": dict(callers.seen)})
     callers.stop()
     stops.append(server.stop())
     logged, seen = server.answers_logged(), callers.seen
@@ -310,7 +314,7 @@ def restart(server: Server, count: int) -> bool:
     report(
         "rolling restarts",
         {
-            "restarts": count,
+            "restarts": len(starts),
             "outcomes": dict(seen),
             "logged": dict(logged),
             "truncated": truncated,
@@ -541,7 +545,8 @@ def slow(server: Server, minutes: float, every_s: float) -> bool:
     report("five hundred who dawdle", found)
     alone, beside = found["p95 s alone, beside"]
     cut = found["cut off after s at most"]
-    return server.stop().status == 0 and max(cut.values()) <= 35 and beside <= 1.1 * alone
+    in_time = max(cut.values()) <= 45  # 30 s after the last byte that the buffers took, and these are large
+    return server.stop().status == 0 and in_time and beside <= 1.1 * alone
 
 
 def short_clips(folder: Path) -> list[bytes]:

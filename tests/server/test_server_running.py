@@ -195,6 +195,8 @@ def test_h31_a_client_that_does_not_read_is_cut_off(start):
         wait_for(lambda: running.engine.submitted and running.service.registry.open == 0, 20)
         assert running.server.server_state.connections
         wait_for(lambda: not running.server.server_state.connections, 10)
+        # by a reset, or the kernel would go on holding what was written
+        wait_for(lambda: client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x07")
 
 
 # --- the event loop ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,12 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from diarist import __version__
 from diarist.engine.engine import Engine
 from diarist.errors import DiaristError, OptionError, TranscriptError
-from diarist.server import documents, names, observability, openai, original
+from diarist.server import documents, names, observability, openai, original, responses
 from diarist.server.errors import ClientGone, Refusal, answer
 from diarist.server.middleware import BodyLimit, Context, Gate, digests_of, response_of
 from diarist.server.service import Service
@@ -133,6 +134,7 @@ async def _told(request: HttpRequest, error: Exception) -> Response:
 
 
 def _add_operations(app: FastAPI, service: Service, *, has_keys: bool) -> None:
+    @functools.cache
     def document() -> dict[str, Any]:
         found = app.openapi()
         if has_keys:
@@ -140,14 +142,18 @@ def _add_operations(app: FastAPI, service: Service, *, has_keys: bool) -> None:
             found["security"] = [{"key": []}]
         return found
 
+    @functools.cache
+    def written() -> bytes:
+        return responses.dump(document())
+
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         page = await asyncio.to_thread(service.metrics.page)
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> JSONResponse:
-        return JSONResponse(await asyncio.to_thread(document))
+    async def openapi() -> Response:
+        return Response(await asyncio.to_thread(written), media_type=responses.JSON)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import ipaddress
 import signal
+import struct
 import time
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ _WATCH_S = 1.0
 _UPLOAD_GRACE_S = 10.0
 _LAST_WORDS_S = 3.0
 """Of the time to stop, kept for sending the last answers and ending the worker."""
+_SOL_SOCKET, _SO_LINGER = 1, 13  # Linux's numbers: who imports `socket` could open one
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _log = structlog.get_logger("diarist.server")
 
@@ -167,7 +169,7 @@ class PatientProtocol(H11Protocol):
             self._close_late()
         if self._answer_is_not_read(now):
             _log.info("cut off", reason="slow reader")
-            self.transport.abort()
+            self._reset()
             return
         self._watch = self.loop.call_later(_WATCH_S, self._look)
 
@@ -188,6 +190,13 @@ class PatientProtocol(H11Protocol):
         if unread == 0 or unread != self._unread_bytes:
             self._unread_bytes, self._unread_since = unread, now
         return unread > 0 and now - self._unread_since > self.limits.write_timeout_s
+
+    def _reset(self) -> None:
+        """Drop the connection with all that the kernel still holds for a client that reads nothing: megabytes, for minutes."""
+        opened = self.transport.get_extra_info("socket")
+        if opened is not None:
+            opened.setsockopt(_SOL_SOCKET, _SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _close_late(self) -> None:
         self._head_since = None
