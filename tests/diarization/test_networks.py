@@ -73,11 +73,11 @@ def test_filling_up_to_a_usual_length_changes_nothing(embedding_model, sound, mo
     model = EmbeddingModel(load_embedding(embedding_model), choose("cpu", dtype))
     mel = features.log_mel(torch.from_numpy(sound[0]))
     lengths = [1, 7, 8, 9, 39, 40, 41, 333, 997, 998]
-    filled = [model.trunk(mel[:frames]) for frames in lengths]
+    filled = [model.trunk(mel[None, :frames]) for frames in lengths]
     monkeypatch.setattr(embedding, "_STEP", 1)
     for frames, trunk in zip(lengths, filled, strict=True):
-        torch.testing.assert_close(trunk, model.trunk(mel[:frames]), atol=1e-6, rtol=1e-6)
-        assert len(trunk) == -(-frames // embedding.TRUNK_STRIDE)
+        torch.testing.assert_close(trunk, model.trunk(mel[None, :frames]), atol=1e-6, rtol=1e-6)
+        assert trunk.shape[1] == -(-frames // embedding.TRUNK_STRIDE)
 
 
 def test_a_mask_selects_frames(embedding_model, sound):
