@@ -1,6 +1,7 @@
 """Memory and speed by the length of the recording: the shared conversations, one after another, over and over.
 
-Each length is a process of its own, with diarization; its resident memory is read ten times a second.
+Each length is a process of its own, with diarization; its resident memory is read ten times a second. Fails where the
+longest takes more than 2 GiB, or 200 MB more than the first of an hour or longer.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import wave
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from recordings import CONVERSATIONS, SHARED
 
 _LENGTHS_MIN = (1, 10, 60, 240)
 _INTERVAL_S = 0.1
+_MOST_MB = 2 * 2**30 / 1e6
+_MOST_GROWTH_MB = 200.0
+_LONG_MIN = 60  # from which on all that is kept for a while is full
 _WORK = """
 import json, sys, threading, time
 from pathlib import Path
@@ -54,16 +59,33 @@ def main() -> None:
     options = parser.parse_args()
     sounds = [decode(options.data / "conversations" / f"{name}.flac")[0] for name in CONVERSATIONS]
     print("| length | RTFx | peak memory | words | speakers | warnings |\n|---:|---:|---:|---:|---:|---:|", flush=True)
+    peaks_mb: dict[int, float] = {}
     for minutes in options.minutes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{minutes}min.wav"
             write_repeated(path, sounds, minutes * 60)
             found = transcribed(path, options.threads)
+        peaks_mb[minutes] = found["mb"]
         print(
             f"| {minutes} min | {minutes * 60 / found['seconds']:.1f} | {found['mb']:.0f} MB | {found['words']} |"
             f" {found['speakers']} | {found['warnings']} |",
             flush=True,
         )
+    sys.exit(too_much(peaks_mb))
+
+
+def too_much(peaks_mb: Mapping[int, float]) -> str | None:
+    """What is wrong with peak memory by length in minutes; None if nothing is.
+
+    >>> too_much({10: 1300.0, 60: 1470.0, 240: 1660.0})
+    >>> too_much({10: 1300.0, 60: 1470.0, 240: 1680.0})
+    '210 MB more for 240 min than for 60'
+    """
+    shortest, longest = min(peaks_mb, key=lambda minutes: (minutes < _LONG_MIN, minutes)), max(peaks_mb)
+    grown = peaks_mb[longest] - peaks_mb[shortest]
+    if grown > _MOST_GROWTH_MB:
+        return f"{grown:.0f} MB more for {longest} min than for {shortest}"
+    return f"{peaks_mb[longest]:.0f} MB for {longest} min" if peaks_mb[longest] > _MOST_MB else None
 
 
 def transcribed(path: Path, threads: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""How the soak judges memory."""
+"""How the soak and the benchmark of long recordings judge memory."""
 
 import math
 
+import long_recording
 import soak
 
 
@@ -26,3 +27,10 @@ def test_noise_on_top_of_a_level_is_no_growth():
 
 def test_too_few_to_tell():
     assert soak.trend([(0.0, 1.0), (1.0, 2.0)]) == soak.Trend(0.0, 0.0, 0.0)
+
+
+def test_memory_by_length_is_judged_from_an_hour_on():
+    assert long_recording.too_much({1: 900.0, 60: 1500.0, 240: 1690.0}) is None
+    assert long_recording.too_much({1: 900.0, 60: 1500.0, 240: 1710.0}) == "210 MB more for 240 min than for 60"
+    assert long_recording.too_much({60: 2100.0, 240: 2200.0}) == "2200 MB for 240 min"
+    assert long_recording.too_much({10: 1000.0}) is None

@@ -7,6 +7,7 @@ once.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import queue
@@ -215,6 +216,10 @@ def main(make_pipeline: Callable[..., Any] = Pipeline) -> None:
     except DiaristError as error:
         channel.send(LoadFailed(str(error)))
         return
+    # Python looks for cycles in all objects only when a quarter as many have come: torch's 200 000 never go away, and
+    # requests that were given up, with their sound, would wait for 50 000 more.
+    gc.freeze()
+    gc.collect()
     worker = Worker(pipeline, setup, channel.send, blackboard.write)
     threading.Thread(target=_receive, args=(channel, worker), name="commands", daemon=True).start()
     beat.pulse = worker.pulse
