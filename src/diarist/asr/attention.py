@@ -38,9 +38,18 @@ class Attention(Protocol):
 
 def choose_attention(compute: Compute) -> Attention:
     """The fastest there."""
-    if compute.device.type != "cpu" or compute.dtype != torch.bfloat16:
+    if not _packs_anew(compute):
         return fused
     return functools.partial(_by_number, amx=has_amx())
+
+
+def choose_past_attention(compute: Compute) -> Attention:
+    """The fastest for a few queries and a past that is longer at every step."""
+    return in_float32 if _packs_anew(compute) else fused
+
+
+def _packs_anew(compute: Compute) -> bool:
+    return compute.device.type == "cpu" and compute.dtype == torch.bfloat16
 
 
 def fused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -49,16 +58,16 @@ def fused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = N
 
 
 def by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Two products and a softmax: of all rows with a few queries, else of some queries at a time, without a mask."""
+    """Two products and a softmax: of all rows with a few queries, else of some queries at a time. Takes no mask."""
+    if mask is not None:
+        raise ValueError("these products take no mask")
     n, h, q, d = queries.shape
     f = keys.shape[2]
     keys, values = (each.contiguous().view(n * h, f, d) for each in (keys, values))
     scaled = queries * d**-0.5
     if q <= _FEW:
-        scores = torch.bmm(scaled.reshape(n * h, q, d), keys.transpose(1, 2))
-        if mask is not None:
-            scores.view(n, h, q, f).add_(mask)
-        return torch.bmm(scores.softmax(dim=2), values).view(n, h, q, d).transpose(1, 2).flatten(2)
+        weights = torch.bmm(scaled.reshape(n * h, q, d), keys.transpose(1, 2)).softmax(dim=2)
+        return torch.bmm(weights, values).view(n, h, q, d).transpose(1, 2).flatten(2)
     block = max(_FEW, _BLOCK_BYTES // (h * f * queries.element_size()))
     attended = queries.new_empty(n, q, h, d)
     for row in range(n):
@@ -69,8 +78,20 @@ def by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | No
     return attended.flatten(2)
 
 
+def in_float32(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Two products and a softmax in float32.
+
+    For bfloat16 oneDNN makes a program for every shape that it meets, which takes a millisecond and 0.7 MB that are
+    kept: of a past that grows, hundreds. Products in float32 need none, and the copy is made in any case.
+    """
+    if queries.shape[2] > _FEW:
+        return fused(queries, keys, values, mask)
+    scores = (queries * queries.shape[3] ** -0.5).float() @ keys.float().transpose(2, 3)
+    weights: Tensor = (scores if mask is None else scores + mask).softmax(dim=3)
+    return (weights @ values.float()).transpose(1, 2).flatten(2).to(queries.dtype)
+
+
 def _by_number(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, amx: bool) -> Tensor:
     number = queries.shape[2]
-    many = number > _FEW
-    suits_fused = (amx and number == 1) or (many and (amx or mask is not None))
+    suits_fused = mask is not None or (amx and not 1 < number <= _FEW)
     return (fused if suits_fused else by_products)(queries, keys, values, mask)

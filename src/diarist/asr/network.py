@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from diarist.asr.attention import choose_attention
+from diarist.asr.attention import choose_attention, choose_past_attention
 from diarist.compute import Compute, Linear, linear
 from diarist.models import WhisperDims
 
@@ -230,7 +230,7 @@ class _DecoderBlock:
             return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
 
         self.heads = heads
-        self._attend = choose_attention(compute)
+        self._attend, self._attend_past = choose_attention(compute), choose_past_attention(compute)
         self.self_norm = _LayerNorm(f"{name}.attn_ln", tensors, compute)
         self.query_key_value = product(*_fused_self_projection(f"{name}.attn", tensors))
         self.self_out = named("attn.out")
@@ -263,7 +263,7 @@ class _DecoderBlock:
         keys[places] = key
         values[places] = value
         past_keys, past_values = keys[:, :reach].transpose(1, 2), values[:, :reach].transpose(1, 2)
-        return self.self_out(self._attend(query.transpose(1, 2), past_keys, past_values, mask), residual=x)
+        return self.self_out(self._attend_past(query.transpose(1, 2), past_keys, past_values, mask), residual=x)
 
     def attend_cross(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """New x, and the queries (n, q, h, d)."""

@@ -22,6 +22,7 @@ _HEAD = 6  # numbers before a packed row's tokens: where it starts, and the stat
 _REACH = 64  # cache positions that a recorded pass looks at are a multiple of it
 _ROWS = 8  # rows of a recorded pass are a power of two, or a multiple of this
 _DRAFTS = (0, 4, 8)  # drafted tokens that a recorded pass reads
+_EAGER_DRAFTS = (0, 1, 2, 4, 8)  # and any other: each shape is a program that a library makes and keeps
 _EAGER = 2  # passes of a shape before it is recorded: recording takes as long as some ten of them
 
 
@@ -104,8 +105,10 @@ class Passes:
 
     def __call__(self, rows: Sequence[PassRow]) -> Passed:
         """Read each row's last token and its draft, and choose what follows."""
-        width = 1 + max(len(row.draft) for row in rows)
-        reach = max(row.start for row in rows) + width
+        longest, furthest = max(len(row.draft) for row in rows), max(row.start for row in rows)
+        lengths = _EAGER_DRAFTS if self._recorder is None else _DRAFTS
+        width = min(1 + next(length for length in lengths if longest <= length), self._cache.positions - furthest)
+        reach = furthest + width
         blank = self._blank if any(not row.written and not row.timestamps for row in rows) else ()
         shape = _Shape(len(rows), width, reach, blank)
         if self._recorder is not None:
@@ -188,9 +191,8 @@ class _Shape:
     def rounded(self, rows: int, positions: int) -> "_Shape":
         """The next larger of a few shapes, for a cache of so many rows and positions."""
         several = 1 << (self.rows - 1).bit_length() if self.rows <= _ROWS else -(-self.rows // _ROWS) * _ROWS
-        width = 1 + next(length for length in _DRAFTS if self.width <= 1 + length)
         reach = min(positions, -(-self.reach // _REACH) * _REACH)
-        return _Shape(min(rows, several), width, reach, self.blank)
+        return _Shape(min(rows, several), self.width, reach, self.blank)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ TRUNK_SIZE = 2560  # 10 frequencies of 256 channels
 
 _BLOCKS = (3, 4, 6, 3)
 _TYPICAL_FRAMES = 3000  # the weights are packed for blocks of about this length
-_STEP = 40
+_STEP = 200
 """Feature frames are filled up to a multiple of this. oneDNN keeps a dozen programs for each length that it meets, 1 MB in
-all; there are 91 such lengths instead of 3640. Windows (998) and blocks (3320, 3640) need next to nothing more."""
+all; there are 19 such lengths instead of 3640. Windows (998) and blocks (3320, 3640) need next to nothing more."""
 
 
 class EmbeddingModel:
