@@ -43,8 +43,8 @@ from drafting_toys import CHEAP, RememberingEncoder, margin, run, some_layers  #
 
 MODEL = "base"
 GREEDY = DecodingOptions("en", temperatures=(0.0,), assisted=True)
-TIE = 0.3
-"""Largest gap of two logits that bfloat16 may confuse: about two of its steps where logits are between 16 and 32."""
+TIE = 0.5
+"""Largest gap of two logits that bfloat16 may confuse: four of its steps where logits are between 16 and 32."""
 CUT_LAYERS = (0, 5)
 """Of base's decoder, untrained: an assistant that shares the encoder and errs often."""
 EVERYWHERE = "clips"
@@ -154,7 +154,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return not self._gaps or (self._dtype == "bfloat16" and max(self._gaps) < TIE)
+        return not self._gaps or (self._dtype == "bfloat16" and max(self._gaps) <= TIE)
 
     @property
     def verdict(self) -> str:

@@ -418,13 +418,10 @@ def _unheard_warnings(unheard: tuple[Segment, ...]) -> list[str]:
 
 def _rows(dims: models.WhisperDims, compute: Compute) -> int:
     """Windows to decode at once: as many as are of use, and as fit."""
-    free = free_bytes(compute)
-    wanted = _ROWS[compute.device.type]
-    return (
-        wanted
-        if free is None
-        else max(1, min(wanted, int(_ROWS_SHARE * free) // DecoderCache.row_bytes(dims, compute)))
-    )
+    wanted, free = _ROWS[compute.device.type], free_bytes(compute)
+    if free is None:
+        return wanted
+    return max(1, min(wanted, int(_ROWS_SHARE * free) // DecoderCache.row_bytes(dims, compute)))
 
 
 def _assistant(
@@ -450,9 +447,7 @@ def _assistance(
     """The assistant, what was asked of it for one recording, and what came of that."""
     if described is None:
         return None
-    came = speech.assistance
-    counts = {name: getattr(came, name) for name in ("passes", "tokens", "drafted", "accepted")}
-    return {**described, "assisted": options.assisted, **came.summary, **counts}
+    return {**described, "assisted": options.assisted, **speech.assistance.summary}
 
 
 def _describe(model: models.LocalModel, compute: Compute) -> dict[str, Any]:

@@ -284,5 +284,7 @@ def test_bfloat16_differs_only_where_two_tokens_tie(real_loop, checkpoint, speec
         if part is None:
             same += 1
         else:
-            assert margin(loop, waveform, one.tokens[:part], [each[part] for each in ends]) <= 0.5  # four steps of a logit above 16
+            assert (
+                margin(loop, waveform, one.tokens[:part], [each[part] for each in ends]) <= 0.5
+            )  # four steps of a logit above 16
     assert same >= len(speech) // 2

@@ -81,4 +81,8 @@ def test_the_summary_says_what_was_chosen():
         "assisted_passes": 0.5,
         "acceptance_rate": 0.75,
         "tokens_per_pass": 2.5,
+        "passes": 2,
+        "tokens": 5,
+        "drafted": 4,
+        "accepted": 3,
     }

@@ -126,13 +126,17 @@ class Assistance:
 
     @property
     def summary(self) -> dict[str, float | str]:
-        """For people: what was chosen and what it brought."""
+        """What was chosen, what it brought, and the counts."""
         share = self.assisted / self.passes if self.passes else 0.0
         return {
             "chosen": "assisted" if share > 0.5 else "partly assisted" if self.assisted else "not assisted",
             "assisted_passes": round(share, 4),
             "acceptance_rate": round(self.accepted / self.drafted, 4) if self.drafted else 0.0,
             "tokens_per_pass": round(self.tokens / self.passes, 3) if self.passes else 0.0,
+            "passes": self.passes,
+            "tokens": self.tokens,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
         }
 
 
