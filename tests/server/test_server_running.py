@@ -18,7 +18,7 @@ import pytest
 from fake_engine import FakeEngine, say
 
 from diarist import errors
-from diarist.engine.messages import Work
+from diarist.engine.messages import Status, Work
 from diarist.server import responses
 from diarist.server.uploads import Spool
 
@@ -258,7 +258,7 @@ class Ready:
 
     def __init__(self, work, transcript):
         self.transcript = transcript
-        self.status = None
+        self.status = Status("done", fraction=1.0)
 
     async def result(self):
         return self.transcript
