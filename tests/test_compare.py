@@ -297,6 +297,12 @@ def test_the_table_says_all_of_it():
     assert "| Peer <X> | int8 | x 1.0 |" in report.markdown(given())
 
 
+def test_the_readme_shows_what_was_measured():
+    root = Path(__file__).parents[1]
+    measured = results.load(root / "benchmarks" / "comparison" / "results.json")
+    assert report.readme_markdown(measured).strip() in (root / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_page_needs_nothing_beside_it():
     shown = report.page(given(), b"\x89PNG")
     assert "data:image/png;base64,iVBORw==" in shown
