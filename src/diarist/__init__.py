@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Threads of GNU OpenMP, which torch computes with, spin for milliseconds before they sleep. Where another process wants
-# the processor they spin in each other's way: a clip took 200 s instead of 9 beside four busy processes on two cores.
+# the processor they spin in each other's way: beside four busy processes on two cores a clip was not done after 200 s
+# that takes 9 so.
 # The library reads this when torch loads it, so it must be said before.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "10000"
