@@ -39,17 +39,17 @@ class Attention(Protocol):
 
 def choose_attention(compute: Compute) -> Attention:
     """The fastest there."""
-    if not _packs_anew(compute):
+    if not _is_bfloat16_on_cpu(compute):
         return fused
     return functools.partial(_by_number, amx=has_amx())
 
 
 def choose_past_attention(compute: Compute) -> Attention:
     """The fastest for a few queries and a past that is longer at every step."""
-    return in_float32 if _packs_anew(compute) else fused
+    return in_float32 if _is_bfloat16_on_cpu(compute) else fused
 
 
-def _packs_anew(compute: Compute) -> bool:
+def _is_bfloat16_on_cpu(compute: Compute) -> bool:
     return compute.device.type == "cpu" and compute.dtype == torch.bfloat16
 
 

@@ -63,7 +63,7 @@ def beam_search(
     live = [Hypothesis((), ())]  # all rows are alike at first, so only one of them is extended
     ended: list[Hypothesis] = []
     for written in range(max_tokens):
-        options = allowed_log_probabilities(logits_of(hidden), rules, vocabulary, blank)
+        options = allowed_log_probabilities(logits_of(hidden), rules, vocabulary, () if written else blank)
         extended = _extend(live, options, beam_size + 1)
         going: list[tuple[Hypothesis, int]] = []
         for hypothesis, row in extended:  # an end that is less likely than a whole beam of others does not count

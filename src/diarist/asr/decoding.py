@@ -409,7 +409,7 @@ class DecodingLoop:
                 self.vocabulary,
                 temperatures,
                 self._generator,
-                self._blank,
+                () if all(self._active[row].tokens for row in heated) else self._blank,
             )
             sampled = dict(zip(heated, zip(*(each.tolist() for each in found), strict=True), strict=True))
         for row, (job, draft, accepted) in enumerate(zip(self._active, drafts, passed.accepted, strict=True)):
