@@ -1,12 +1,22 @@
 """The same weights in transformers' Whisper, as the oracle of the recognizer's tests."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers.generation import GenerationMixin
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
+)
 from transformers.utils import logging
 
+from diarist.asr.features import FRAMES_PER_POSITION, WINDOW_SAMPLES, fitting_length
 from diarist.models import WhisperCheckpoint, WhisperDims
 
 logging.set_verbosity_error()
@@ -67,41 +77,46 @@ def oracle_model(checkpoint: WhisperCheckpoint) -> WhisperForConditionalGenerati
     return model.eval()
 
 
-def oracle_features(waveform: np.ndarray, n_mels: int) -> torch.Tensor:
-    """Shape (1, n_mels, 3000)."""
+def oracle_features(waveform: np.ndarray, n_mels: int, length: int = WINDOW_SAMPLES) -> torch.Tensor:
+    """Of a window of so many samples: shape (1, n_mels, length // 160)."""
     extractor = WhisperFeatureExtractor(feature_size=n_mels)
-    return extractor(waveform, sampling_rate=16_000, return_tensors="pt").input_features
+    features = extractor(waveform, sampling_rate=16_000, return_tensors="pt", padding="max_length", max_length=length)
+    return features.input_features
+
+
+@contextlib.contextmanager
+def _hearing(model: WhisperForConditionalGeneration, positions: int) -> Iterator[None]:
+    """Within it the model takes windows of so many encoder positions."""
+    embedding, whole = model.model.encoder.embed_positions, model.config.max_source_positions
+    model.config.max_source_positions = embedding.num_embeddings = positions
+    yield
+    model.config.max_source_positions = embedding.num_embeddings = whole
 
 
 @torch.inference_mode()
 def oracle_tokens(
     model: WhisperForConditionalGeneration, checkpoint: WhisperCheckpoint, waveform: np.ndarray, *, timestamps: bool
 ) -> list[int]:
-    """What greedy `generate` writes for English transcription, without prompt and end."""
-    model.generation_config = GenerationConfig(
-        decoder_start_token_id=50258,
+    """What greedy `generate` writes for English transcription of a fitting window, without prompt and end: one pass."""
+    prompt = [50258, 50259, 50359, *([] if timestamps else [50363])]
+    config = GenerationConfig(
         eos_token_id=50257,
         pad_token_id=50257,
         bos_token_id=50257,
-        is_multilingual=True,
-        lang_to_id={"<|en|>": 50259},
-        task_to_id={"transcribe": 50359, "translate": 50358},
         no_timestamps_token_id=50363,
         max_initial_timestamp_index=50,
-        suppress_tokens=list(checkpoint.suppress_tokens),
-        begin_suppress_tokens=[220, 50257],
-        return_timestamps=timestamps,
         max_length=448,
-        num_beams=1,
-        do_sample=False,
-        use_cache=True,
     )
-    out = model.generate(
-        oracle_features(waveform, checkpoint.dims.n_mels),
-        language="en",
-        task="transcribe",
-        return_timestamps=timestamps,
-    )
-    prompt = {50258, 50259, 50359, 50363}
-    tokens = out[0].tolist()
-    return [token for index, token in enumerate(tokens) if token != 50257 and not (index < 4 and token in prompt)]
+    rules = [
+        SuppressTokensLogitsProcessor(checkpoint.suppress_tokens),
+        SuppressTokensAtBeginLogitsProcessor([220, 50257], len(prompt)),
+    ]
+    if timestamps:
+        rules.append(WhisperTimeStampLogitsProcessor(config, len(prompt)))
+    features = oracle_features(waveform, checkpoint.dims.n_mels, fitting_length(len(waveform)))
+    with _hearing(model, features.shape[-1] // FRAMES_PER_POSITION):
+        # Whisper's own `generate` goes on behind the last timestamp; this one ends with the window.
+        out = GenerationMixin.generate(
+            model, features, config, LogitsProcessorList(rules), decoder_input_ids=torch.tensor([prompt])
+        )
+    return [token for token in out[0].tolist()[len(prompt) :] if token != 50257]

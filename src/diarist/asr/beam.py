@@ -102,9 +102,8 @@ def _extend(live: Sequence[Hypothesis], options: Tensor, width: int) -> list[tup
 
 
 def _spread(cache: DecoderCache, rows: int) -> None:
-    for tensors in (cache.cross_keys, cache.cross_values):
-        for tensor in tensors:
-            tensor[1:rows] = tensor[0]
+    for row in range(1, rows):
+        cache.move_row(0, row, 0)
 
 
 def _reorder(cache: DecoderCache, rows: Tensor, positions: int) -> None:

@@ -33,6 +33,7 @@ from diarist.asr.features import (
     SAMPLE_RATE_HZ,
     WINDOW_SAMPLES,
     LogMel,
+    fitting_length,
     pad_windows,
 )
 from diarist.asr.network import Decoder, DecoderCache, Encoder
@@ -267,9 +268,13 @@ class DecodingLoop:
         self._encode(jobs, self._cache, first)
 
     def _encode(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> None:
-        windows = pad_windows([job.waveform for job in jobs], self.compute.device)
-        states = self._encoder(self._features(windows))
-        self._decoder.fill_cross_attention(states, cache, first)
+        heard: list[tuple[int, Tensor, Tensor]] = []  # first row, windows, states
+        lengths = [self._length(job) for job in jobs]
+        for start, stop in _equal_runs(lengths):
+            windows = pad_windows([job.waveform for job in jobs[start:stop]], self.compute.device, lengths[start])
+            states = self._encoder(self._features(windows))
+            self._decoder.fill_cross_attention(states, cache, first + start)
+            heard.append((first + start, windows, states))
         self._find_languages(jobs, cache, first)
         for job in jobs:
             job.prompt = self._prompt(job)
@@ -279,7 +284,12 @@ class DecodingLoop:
             for job in jobs:
                 job.admitted = self._admits(job, self.assistant)
             if any(job.admitted for job in jobs):
-                self._drafter.admit(first, windows, states)
+                for admitted in heard:
+                    self._drafter.admit(*admitted)
+
+    def _length(self, job: Job) -> int:
+        """Samples of a window with its silence. An accelerator has passes of a few shapes, so all of one length."""
+        return fitting_length(len(job.waveform)) if self.compute.device.type == "cpu" else WINDOW_SAMPLES
 
     def _search(self, job: Job) -> None:
         """Decode one window by beam search, in a cache of its own."""
@@ -523,7 +533,7 @@ class DecodingLoop:
         queries = cache.alignment_queries[row, first : first + tokens + 1]
         positions = max(1, -(-len(job.waveform) // (HOP_SAMPLES * FRAMES_PER_POSITION)))
         heads = self._decoder.alignment_heads
-        keys = torch.stack([cache.cross_keys[layer][row, head, :positions] for layer, head in heads])
+        keys = torch.stack([cache.cross(layer, slice(row, row + 1))[0][0][0, head, :positions] for layer, head in heads])
         begin = self.vocabulary.timestamp_begin
         written = [token - begin if token >= begin else None for token in job.tokens[:tokens]]
         similarity = within_passages(attention_similarity(queries, keys), [*written, None], _TIMESTAMP_SLACK)

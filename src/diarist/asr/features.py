@@ -14,6 +14,9 @@ HOP_SAMPLES = 160  # 10 ms: one feature frame
 WINDOW_FRAMES = WINDOW_SAMPLES // HOP_SAMPLES  # 3000
 FRAMES_PER_POSITION = 2  # the encoder's second convolution halves the rate
 POSITION_S = HOP_SAMPLES * FRAMES_PER_POSITION / SAMPLE_RATE_HZ  # 0.02 s: one encoder position, one timestamp step
+_SILENCE_S = 3
+_LEAST_LENGTH_S = 8
+_LENGTH_STEP_S = 2  # each length is a shape that libraries make programs for
 
 
 class LogMel:
@@ -32,10 +35,10 @@ class LogMel:
         """Features of zero-padded windows.
 
         Args:
-            waveforms: float32, 16 kHz, shape (batch, WINDOW_SAMPLES).
+            waveforms: float32, 16 kHz, shape (batch, samples).
 
         Returns:
-            float32, shape (batch, n_mels, WINDOW_FRAMES), roughly in [-1, 1].
+            float32, shape (batch, n_mels, samples // HOP_SAMPLES), roughly in [-1, 1].
         """
         spectrum = torch.stft(waveforms, FFT_SAMPLES, HOP_SAMPLES, window=self.taper, return_complex=True)
         power = torch.view_as_real(spectrum[..., :-1]).square().sum(dim=-1)
@@ -44,12 +47,22 @@ class LogMel:
         return torch.maximum(log, loudest - 8.0).add_(4.0).div_(4.0)
 
 
-def pad_windows(waveforms: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Stack waveforms of at most `WINDOW_SAMPLES` samples, zero-padded: shape (len(waveforms), WINDOW_SAMPLES)."""
-    batch = torch.zeros(len(waveforms), WINDOW_SAMPLES, device=device)
+def pad_windows(waveforms: Sequence[Tensor], device: torch.device, length: int = WINDOW_SAMPLES) -> Tensor:
+    """Stack waveforms of at most `length` samples, zero-padded: shape (len(waveforms), length)."""
+    batch = torch.zeros(len(waveforms), length, device=device)
     for row, waveform in zip(batch, waveforms, strict=True):
         row[: len(waveform)] = waveform
     return batch
+
+
+def fitting_length(samples: int) -> int:
+    """Length of the window that is enough for a recording, in samples.
+
+    Whisper was trained on windows of 30 s, but hears as well when most of the silence after a short recording is left
+    out, in time that falls with the window. Only what follows at once must stay: it tells that nothing more is said.
+    """
+    seconds = -(-(samples / SAMPLE_RATE_HZ + _SILENCE_S) // _LENGTH_STEP_S) * _LENGTH_STEP_S
+    return int(min(WINDOW_S, max(_LEAST_LENGTH_S, seconds))) * SAMPLE_RATE_HZ
 
 
 def mel_filters(n_mels: int) -> Tensor:

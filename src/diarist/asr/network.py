@@ -4,6 +4,7 @@ Tensor names are those of openai-whisper's checkpoints. Shapes use n rows, q new
 features per head, f encoder positions (1500 per window) and t decoder positions (at most 448).
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -38,10 +39,11 @@ class Encoder:
         self.norm = _LayerNorm("encoder.ln_post", tensors, compute)
 
     def __call__(self, mel: Tensor) -> Tensor:
-        """Encode windows: (n, n_mels, 2 f) to (n, f, n_audio_state)."""
+        """Encode windows: (n, n_mels, 2 f) to (n, f, n_audio_state); f is n_audio_ctx at most."""
         x = F.gelu(F.conv1d(mel.to(self.dtype), *self.conv1, padding=1))
         x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1))
-        x = x.transpose(1, 2) + self.positions
+        x = x.transpose(1, 2)
+        x = x + self.positions[: x.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -58,8 +60,9 @@ class DecoderCache:
         borrowed: Layers whose cross-attention is that of a layer of another cache: its keys and values themselves,
             which are filled and moved there.
 
-    Rows in use are the first ones. `self_keys[layer]` has shape (rows, t, h, d), `cross_keys[layer]` (rows, h, f, d);
-    values alike. `alignment_queries`, (rows, t, number of alignment heads, d), keeps what the alignment heads asked at
+    Rows in use are the first ones. `self_keys[layer]` has shape (rows, t, h, d); values alike. `cross_keys[layer]` and
+    `cross_values[layer]` hold (h, f, d) of each row one after the other, where f is as many positions as its window
+    has: `heard[row]`. `cross` looks at them in that shape. `alignment_queries`, (rows, t, number of alignment heads, d), keeps what the alignment heads asked at
     each position, from which word times are computed.
     """
 
@@ -83,7 +86,10 @@ class DecoderCache:
         self.self_values = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
         borrowed = borrowed or {}
         self.own_cross = [layer for layer in layers if layer not in borrowed]
-        shape = rows, heads, dims.n_audio_ctx, width
+        self._head_shape = heads, width
+        self._most_heard = dims.n_audio_ctx
+        self.heard = [dims.n_audio_ctx] * rows
+        shape = rows, heads * dims.n_audio_ctx * width
         self.cross_keys = [borrowed[layer][0] if layer in borrowed else zeros(*shape) for layer in layers]
         self.cross_values = [borrowed[layer][1] if layer in borrowed else zeros(*shape) for layer in layers]
         self.alignment_queries = zeros(rows, dims.n_text_ctx, alignment_heads, width)
@@ -93,14 +99,32 @@ class DecoderCache:
         """Memory that one row takes, but for what alignment keeps."""
         return 2 * dims.n_text_layer * (dims.n_audio_ctx + dims.n_text_ctx) * dims.n_text_state * compute.dtype.itemsize
 
+    def cross(self, layer: int, rows: slice) -> list[tuple[Tensor, Tensor]]:
+        """Cross-attention keys and values of rows in use, (n, h, f, d): all at once if each fills its place."""
+        heads, width = self._head_shape
+        parts = [rows]
+        if min(self.heard[rows]) < self._most_heard:
+            parts = [slice(row, row + 1) for row in range(rows.start, rows.stop)]
+
+        def shaped(flat: Tensor, part: slice) -> Tensor:
+            positions = self.heard[part.start]
+            return flat[part, : heads * positions * width].view(-1, heads, positions, width)
+
+        return [(shaped(self.cross_keys[layer], part), shaped(self.cross_values[layer], part)) for part in parts]
+
     def move_row(self, source: int, target: int, positions: int) -> None:
         """Copy one row over another: all of its cross-attention, the first `positions` of its self-attention."""
-        for tensors in (self.cross_keys, self.cross_values):
-            for layer in self.own_cross:
-                tensors[layer][target].copy_(tensors[layer][source])
+        self.heard[target] = self.heard[source]
+        for layer in self.own_cross:
+            self._copy_cross(layer, source, target)
         for tensors in (self.self_keys, self.self_values, [self.alignment_queries]):
             for tensor in tensors:
                 tensor[target, :positions].copy_(tensor[source, :positions])
+
+    def _copy_cross(self, layer: int, source: int, target: int) -> None:
+        used = math.prod(self._head_shape) * self.heard[source]
+        for tensors in (self.cross_keys, self.cross_values):
+            tensors[layer][target, :used].copy_(tensors[layer][source, :used])
 
 
 class Decoder:
@@ -130,11 +154,13 @@ class Decoder:
     def fill_cross_attention(self, states: Tensor, cache: DecoderCache, first_row: int) -> None:
         """Store keys and values of encoder states (n, f, state) in rows `first_row` and after."""
         n, f, _ = states.shape
-        rows = slice(first_row, first_row + n)
+        rows = range(first_row, first_row + n)
+        cache.heard[rows.start : rows.stop] = [f] * n
         for layer in cache.own_cross:
-            keys, values = self.blocks[layer].cross_keys_values(states)
-            cache.cross_keys[layer][rows, :, :f].copy_(keys)
-            cache.cross_values[layer][rows, :, :f].copy_(values)
+            for row, keys, values in zip(rows, *self.blocks[layer].cross_keys_values(states), strict=True):
+                ((row_keys, row_values),) = cache.cross(layer, slice(row, row + 1))
+                row_keys[0].copy_(keys)
+                row_values[0].copy_(values)
 
     def __call__(
         self,
@@ -167,7 +193,7 @@ class Decoder:
         x = F.embedding(tokens, self.embedding) + F.embedding(positions, self.positions)
         for layer, block in enumerate(self.blocks):
             x = block.attend_self(x, cache.self_keys[layer][rows], cache.self_values[layer][rows], places, reach, mask)
-            x, queries = block.attend_cross(x, cache.cross_keys[layer][rows], cache.cross_values[layer][rows])
+            x, queries = block.attend_cross(x, cache.cross(layer, rows))
             for place, head in self._heads_by_layer.get(layer, ()):
                 cache.alignment_queries[rows][*places, place] = queries[:, :, head]
             x = block.feed_forward(x)
@@ -265,12 +291,13 @@ class _DecoderBlock:
         past_keys, past_values = keys[:, :reach].transpose(1, 2), values[:, :reach].transpose(1, 2)
         return self.self_out(self._attend_past(query.transpose(1, 2), past_keys, past_values, mask), residual=x)
 
-    def attend_cross(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New x, and the queries (n, q, h, d)."""
+    def attend_cross(self, x: Tensor, heard: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """New x, and the queries (n, q, h, d). `heard` is as of `DecoderCache.cross`."""
         n, q, state = x.shape
         queries = self.cross_query(self.cross_norm(x)).view(n, q, self.heads, state // self.heads)
-        attended = self._attend(queries.transpose(1, 2), keys, values)
-        return self.cross_out(attended, residual=x), queries
+        asked = queries.transpose(1, 2).split([len(keys) for keys, _ in heard])
+        attended = [self._attend(each, *keys_values) for each, keys_values in zip(asked, heard, strict=True)]
+        return self.cross_out(torch.cat(attended), residual=x), queries
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.mlp_out(self.mlp_in(self.mlp_norm(x), gelu=True), residual=x)
