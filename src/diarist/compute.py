@@ -93,6 +93,11 @@ def rough(compute: Compute) -> Compute:
     return replace(compute, int8=compute.int8 or (compute.device.type == "cpu" and _packs_int8()))
 
 
+def for_few_rows(compute: Compute) -> Compute:
+    """What suits products of a few rows: 8-bit weights where bfloat16 is precise enough for all others."""
+    return rough(compute) if compute.dtype == torch.bfloat16 else compute
+
+
 def _packs_int8() -> bool:
     return "x86" in torch.backends.quantized.supported_engines
 
@@ -171,7 +176,7 @@ def linear(weight: Tensor, bias: Tensor | None, compute: Compute, rows: int = 16
         rows: About how many rows x will have; the CPU packing is tuned to it and right for any number.
     """
     if compute.int8:
-        return _Int8Linear(weight, bias)
+        return _Int8Linear(weight, bias, rows)
     weight = weight.to(compute.device, compute.dtype)
     bias = None if bias is None else bias.to(compute.device, compute.dtype)
     if compute.device.type == "cpu" and compute.dtype == torch.bfloat16 and _can_pack():
@@ -222,23 +227,39 @@ class _PackedLinear:
         return self._product(x, self.weight, self.bias, "gelu" if gelu else "none", [], "none")  # type: ignore[no-any-return]
 
 
-class _Int8Linear:
-    """Per-channel 8-bit weights, activations quantised per call, float32 inside (VNNI or AVX2)."""
+_STEPS = 127  # of 8 bits, on either side of zero
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+
+class _Int8Linear:
+    """Per-channel 8-bit weights, float32 inside (VNNI or AVX2).
+
+    Activations are quantised on the fly. Each row of a few has a scale of its own, so that what comes of it does not
+    depend on its company; many share one, which saves two passes over them.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         weight = weight.detach().float().cpu()
-        scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)
-        quantised = torch.clamp(torch.round(weight / scale[:, None]), -127, 127).to(torch.int8)
+        scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min(1e-12)
+        quantised = torch.clamp(torch.round(weight / scale[:, None]), -_STEPS, _STEPS).to(torch.int8)
         with warnings.catch_warnings():  # deprecated, yet the packed product has no other way in
             warnings.simplefilter("ignore", UserWarning)
             as_quantised = torch._make_per_channel_quantized_tensor(  # noqa: SLF001
                 quantised, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
             )
-        self.packed = torch.ops.quantized.linear_prepack(as_quantised, None if bias is None else bias.float().cpu())
-        self._product = torch.ops.quantized.linear_dynamic
+        self.bias = torch.zeros(len(scale)) if bias is None else bias.float().cpu()
+        self._by_row = rows < _MANY_ROWS
+        self.packed = torch.ops.quantized.linear_prepack(as_quantised, None if self._by_row else self.bias)
 
     def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        y: Tensor = self._product(x.float(), self.packed, reduce_range=False).to(x.dtype)
+        y = (self._product_by_row if self._by_row else self._product)(x.float()).to(x.dtype)
         if gelu:
             y = F.gelu(y)
         return y if residual is None else y.add_(residual)
+
+    def _product(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=False)  # type: ignore[no-any-return]
+
+    def _product_by_row(self, x: Tensor) -> Tensor:
+        loudest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return torch.addcmul(self.bias, product(x / loudest, 1 / _STEPS, _STEPS + 1, self.packed), loudest)

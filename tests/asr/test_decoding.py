@@ -1,4 +1,5 @@
 import dataclasses
+import difflib
 
 import numpy as np
 import pytest
@@ -149,18 +150,13 @@ def test_wider_beams_end(loop, sample_waveform):
         assert list(decoded.starts) == sorted(decoded.starts)
 
 
-def test_bfloat16_says_the_same(checkpoint, exact_loop, sample_waveform):
-    loop = DecodingLoop(checkpoint, choose("cpu", "bfloat16"), rows=2)
-    (rounded,), (exact,) = decode(loop, [sample_waveform]), decode(exact_loop, [sample_waveform])
-    same = [a == b for a, b in zip(rounded.tokens, exact.tokens, strict=False)]
-    assert rounded.avg_logprob == pytest.approx(exact.avg_logprob, abs=0.1)
-    assert sum(same) >= 0.5 * len(same)
-
-
-def test_int8_says_the_same(checkpoint, exact_loop, sample_waveform):
-    loop = DecodingLoop(checkpoint, choose("cpu", "int8"), rows=2)
-    (rounded,), (exact,) = decode(loop, [sample_waveform]), decode(exact_loop, [sample_waveform])
-    assert rounded.avg_logprob == pytest.approx(exact.avg_logprob, abs=0.15)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_less_precision_says_the_same(checkpoint, exact_loop, utterances, dtype):
+    waveforms = [waveform for waveform, _ in utterances.values()][::3]
+    loop = DecodingLoop(checkpoint, choose("cpu", dtype), rows=2)
+    end = loop.vocabulary.end
+    texts = [[t for decoded in decode(each, waveforms) for t in decoded.tokens if t < end] for each in (loop, exact_loop)]
+    assert difflib.SequenceMatcher(None, *texts, autojunk=False).ratio() >= 0.9
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from diarist.asr.passes import Passes, PassRow
 from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, pays, plan
 from diarist.asr.rules import RuleState, packed_state, sample, suppression_bias
 from diarist.asr.text import Vocabulary
-from diarist.compute import Compute, linear, recorder
+from diarist.compute import Compute, for_few_rows, linear, recorder
 from diarist.models import WhisperCheckpoint
 from diarist.stopwatch import Stopwatch
 
@@ -160,7 +160,7 @@ class DecodingLoop:
         self._decoder = Decoder(dims, checkpoint.tensors, compute, checkpoint.alignment_heads)
         self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens)
-        self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, compute)
+        self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, for_few_rows(compute))
         self.assistant = assistant
         self.costs = costs
         self._begin(rows, encode_batch)

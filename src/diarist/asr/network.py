@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from diarist.asr.attention import choose_attention, choose_past_attention
-from diarist.compute import Compute, Linear, linear
+from diarist.compute import Compute, Linear, for_few_rows, linear
 from diarist.models import WhisperDims
 
 Tensors = Mapping[str, Tensor]
@@ -249,8 +249,8 @@ class _EncoderBlock:
 
 class _DecoderBlock:
     def __init__(self, name: str, heads: int, tensors: Tensors, compute: Compute) -> None:
-        def product(weight: Tensor, bias: Tensor | None, rows: int = _DECODER_ROWS) -> Linear:
-            return linear(weight, bias, compute, rows=rows)
+        def product(weight: Tensor, bias: Tensor) -> Linear:
+            return linear(weight, bias, for_few_rows(compute), rows=_DECODER_ROWS)
 
         def named(part: str) -> Linear:
             return product(tensors[f"{name}.{part}.weight"], tensors[f"{name}.{part}.bias"])
@@ -263,8 +263,9 @@ class _DecoderBlock:
         self.cross_norm = _LayerNorm(f"{name}.cross_attn_ln", tensors, compute)
         self.cross_query, self.cross_out = named("cross_attn.query"), named("cross_attn.out")
         key_weight, value_weight = (tensors[f"{name}.cross_attn.{part}.weight"] for part in ("key", "value"))
-        self.cross_key = product(key_weight, None, _ENCODER_ROWS)
-        self.cross_value = product(value_weight, tensors[f"{name}.cross_attn.value.bias"], _ENCODER_ROWS)
+        self.cross_key = linear(key_weight, None, compute, rows=_ENCODER_ROWS)
+        value_bias = tensors[f"{name}.cross_attn.value.bias"]
+        self.cross_value = linear(value_weight, value_bias, compute, rows=_ENCODER_ROWS)
         self.mlp_norm = _LayerNorm(f"{name}.mlp_ln", tensors, compute)
         self.mlp_in, self.mlp_out = named("mlp.0"), named("mlp.2")
 
