@@ -98,6 +98,12 @@ def for_few_rows(compute: Compute) -> Compute:
     return rough(compute) if compute.dtype == torch.bfloat16 else compute
 
 
+def for_logits(compute: Compute) -> Compute:
+    """As `for_few_rows`, with results in float32 where they are to be had: bfloat16 has steps of 1/8 at 16 to 32."""
+    few = for_few_rows(compute)
+    return replace(few, dtype=torch.float32) if few.int8 else few
+
+
 def _packs_int8() -> bool:
     return "x86" in torch.backends.quantized.supported_engines
 
@@ -176,7 +182,7 @@ def linear(weight: Tensor, bias: Tensor | None, compute: Compute, rows: int = 16
         rows: About how many rows x will have; the CPU packing is tuned to it and right for any number.
     """
     if compute.int8:
-        return _Int8Linear(weight, bias, rows)
+        return _Int8Linear(weight, bias, rows, compute.dtype)
     weight = weight.to(compute.device, compute.dtype)
     bias = None if bias is None else bias.to(compute.device, compute.dtype)
     if compute.device.type == "cpu" and compute.dtype == torch.bfloat16 and _can_pack():
@@ -233,11 +239,11 @@ _STEPS = 127  # of 8 bits, on either side of zero
 class _Int8Linear:
     """Per-channel 8-bit weights, float32 inside (VNNI or AVX2).
 
-    Activations are quantised on the fly. Each row of a few has a scale of its own, so that what comes of it does not
+    Activations, of any float type, are quantised on the fly. Each row of a few has a scale of its own, so that what comes of it does not
     depend on its company; many share one, which saves two passes over them.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> None:
         weight = weight.detach().float().cpu()
         scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min(1e-12)
         quantised = torch.clamp(torch.round(weight / scale[:, None]), -_STEPS, _STEPS).to(torch.int8)
@@ -247,11 +253,12 @@ class _Int8Linear:
                 quantised, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
             )
         self.bias = torch.zeros(len(scale)) if bias is None else bias.float().cpu()
+        self.dtype = dtype
         self._by_row = rows < _MANY_ROWS
         self.packed = torch.ops.quantized.linear_prepack(as_quantised, None if self._by_row else self.bias)
 
     def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        y = (self._product_by_row if self._by_row else self._product)(x.float()).to(x.dtype)
+        y = (self._product_by_row if self._by_row else self._product)(x.float()).to(self.dtype)
         if gelu:
             y = F.gelu(y)
         return y if residual is None else y.add_(residual)

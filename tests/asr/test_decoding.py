@@ -155,7 +155,9 @@ def test_less_precision_says_the_same(checkpoint, exact_loop, utterances, dtype)
     waveforms = [waveform for waveform, _ in utterances.values()][::3]
     loop = DecodingLoop(checkpoint, choose("cpu", dtype), rows=2)
     end = loop.vocabulary.end
-    texts = [[t for decoded in decode(each, waveforms) for t in decoded.tokens if t < end] for each in (loop, exact_loop)]
+    texts = [
+        [t for decoded in decode(each, waveforms) for t in decoded.tokens if t < end] for each in (loop, exact_loop)
+    ]
     assert difflib.SequenceMatcher(None, *texts, autojunk=False).ratio() >= 0.9
 
 

@@ -42,7 +42,7 @@ from diarist.asr.passes import Passes, PassRow
 from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, pays, plan
 from diarist.asr.rules import RuleState, packed_state, sample, suppression_bias
 from diarist.asr.text import Vocabulary
-from diarist.compute import Compute, for_few_rows, linear, recorder
+from diarist.compute import Compute, for_logits, linear, recorder
 from diarist.models import WhisperCheckpoint
 from diarist.stopwatch import Stopwatch
 
@@ -160,7 +160,7 @@ class DecodingLoop:
         self._decoder = Decoder(dims, checkpoint.tensors, compute, checkpoint.alignment_heads)
         self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens)
-        self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, for_few_rows(compute))
+        self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, for_logits(compute))
         self.assistant = assistant
         self.costs = costs
         self._begin(rows, encode_batch)
@@ -370,7 +370,8 @@ class DecodingLoop:
             return True
         tokens = _TOKENS_PER_S * len(job.waveform) / SAMPLE_RATE_HZ
         rows = min(self.limit, self.pending)
-        return pays(job.assistance.agreement.estimate(assistant.expected, _ADMITTED), tokens, rows, self.costs)
+        agreement = job.assistance.agreement.estimate(assistant.expected, _ADMITTED)
+        return pays(agreement, tokens, rows, self.costs, self._length(job) / WINDOW_SAMPLES)
 
     def _draft(self) -> list[list[int]]:
         """For each row what the assistant guesses comes next, main tokens; nothing where that does not pay."""
@@ -532,8 +533,8 @@ class DecodingLoop:
         first = len(job.prompt) - 1  # the query at a position is the one that wrote the token after it
         queries = cache.alignment_queries[row, first : first + tokens + 1]
         positions = max(1, -(-len(job.waveform) // (HOP_SAMPLES * FRAMES_PER_POSITION)))
-        heads = self._decoder.alignment_heads
-        keys = torch.stack([cache.cross(layer, slice(row, row + 1))[0][0][0, head, :positions] for layer, head in heads])
+        heard = {layer: cache.cross(layer, slice(row, row + 1))[0] for layer, _ in self._decoder.alignment_heads}
+        keys = torch.stack([heard[layer][0][0, head, :positions] for layer, head in self._decoder.alignment_heads])
         begin = self.vocabulary.timestamp_begin
         written = [token - begin if token >= begin else None for token in job.tokens[:tokens]]
         similarity = within_passages(attention_similarity(queries, keys), [*written, None], _TIMESTAMP_SLACK)

@@ -296,7 +296,7 @@ class _DecoderBlock:
         """New x, and the queries (n, q, h, d). `heard` is as of `DecoderCache.cross`."""
         n, q, state = x.shape
         queries = self.cross_query(self.cross_norm(x)).view(n, q, self.heads, state // self.heads)
-        asked = queries.transpose(1, 2).split([len(keys) for keys, _ in heard])
+        asked = torch.split(queries.transpose(1, 2), [len(keys) for keys, _ in heard])
         attended = [self._attend(each, *keys_values) for each, keys_values in zip(asked, heard, strict=True)]
         return self.cross_out(torch.cat(attended), residual=x), queries
 

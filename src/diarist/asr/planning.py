@@ -30,7 +30,7 @@ class Costs:
     drafts: tuple[float, ...]
     """drafts[i]: one drafted token in each of rows[i] rows."""
     admit: float
-    """What the assistant does once for every window."""
+    """What the assistant does once for a window of full length."""
 
     def verify(self, rows: int, tokens: int) -> float:
         """A pass over `tokens` tokens of each of `rows` rows."""
@@ -180,7 +180,7 @@ def plan(agreement: Sequence[float], most: Sequence[int], costs: Costs, *, sunk:
     return Plan(length, best_rate * (draft + costs.verify(n, 1 + length) - costs.verify(n, length)))
 
 
-def pays(agreement: float, tokens: float, rows: int, costs: Costs) -> bool:
+def pays(agreement: float, tokens: float, rows: int, costs: Costs, length: float = 1.0) -> bool:
     """Whether drafting for a window repays what its admission to the assistant costs.
 
     Args:
@@ -188,10 +188,11 @@ def pays(agreement: float, tokens: float, rows: int, costs: Costs) -> bool:
         tokens: How many the window is expected to hold.
         rows: Rows that will be decoded together with it, itself included.
         costs: Of the hardware.
+        length: Of the window; 1 is a full one.
     """
-    length = plan([agreement] * rows, [MAX_DRAFT] * rows, costs).length
-    if not length:
+    draft = plan([agreement] * rows, [MAX_DRAFT] * rows, costs).length
+    if not draft:
         return False
-    expected = sum(agreement**k for k in range(length + 1))
-    seconds = (length * costs.draft(rows) + costs.verify(rows, 1 + length)) / expected / rows
-    return tokens * (costs.verify(rows, 1) / rows - seconds) > costs.admit
+    expected = sum(agreement**k for k in range(draft + 1))
+    seconds = (draft * costs.draft(rows) + costs.verify(rows, 1 + draft)) / expected / rows
+    return tokens * (costs.verify(rows, 1) / rows - seconds) > costs.admit * length

@@ -1,13 +1,12 @@
 """The worker process: owns the models and computes. Started by `process.WorkerProcess`, never by hand.
 
 Threads: the main one computes, one piece of work after the other, as the scheduler says; one receives commands; one
-says every heartbeat how the computing thread is; one hands freed memory back; each request has one that reads its sound
+says every heartbeat how the computing thread is; one keeps memory small; each request has one that reads its sound
 ahead; one does what can be done beside the computing. When the engine's end of the pipe closes, the process is over at
 once.
 """
 
 import ctypes
-import gc
 import logging
 import os
 import queue
@@ -22,7 +21,7 @@ from typing import Any
 
 from diarist.audio import sandbox_layers
 from diarist.engine.intake import Intake
-from diarist.engine.memory import keep_small, resident_bytes
+from diarist.engine.memory import keep_small, resident_bytes, settle
 from diarist.engine.messages import EngineInfo
 from diarist.engine.pipe import Channel
 from diarist.engine.scheduler import Loop, Scheduler
@@ -216,10 +215,7 @@ def main(make_pipeline: Callable[..., Any] = Pipeline) -> None:
     except DiaristError as error:
         channel.send(LoadFailed(str(error)))
         return
-    # Python looks for cycles in all objects only when a quarter as many have come: torch's 200 000 never go away, and
-    # requests that were given up, with their sound, would wait for 50 000 more.
-    gc.freeze()
-    gc.collect()
+    settle()
     worker = Worker(pipeline, setup, channel.send, blackboard.write)
     threading.Thread(target=_receive, args=(channel, worker), name="commands", daemon=True).start()
     beat.pulse = worker.pulse

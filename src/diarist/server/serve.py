@@ -1,7 +1,6 @@
 """Runs the application: listens, guards each connection's time, and stops without losing what was admitted."""
 
 import asyncio
-import gc
 import ipaddress
 import signal
 import struct
@@ -15,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from diarist.engine.engine import Engine
-from diarist.engine.memory import keep_small
+from diarist.engine.memory import keep_small, settle
 from diarist.errors import OptionError
 from diarist.server.app import create_app, keys
 from diarist.server.observability import configure_logging
@@ -41,7 +40,7 @@ def run(settings: ServerSettings, engine: Engine) -> None:
     configure_logging(settings.log_format, settings.log_level)
     keep_small()
     server = make_server(settings, engine)
-    gc.freeze()  # a full collection over torch's 200 000 objects stalls the loop for 0.1 s, and they never go away
+    settle()
     try:
         server.run()
     except SystemExit:  # uvicorn's way of saying that it could not begin
