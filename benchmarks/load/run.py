@@ -25,6 +25,7 @@ import clips
 
 HERE = Path(__file__).resolve().parent
 _LONGEST_START_S = 120.0
+_LONGEST_STOP_S = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,10 @@ def serving(command: Sequence[str], url: str, health: str, threads: int, log: Pa
             yield
         finally:
             child.terminate()
-            child.wait(40)
+            try:
+                child.wait(_LONGEST_STOP_S)
+            except subprocess.TimeoutExpired:  # the original's design answers everybody first who has long gone
+                child.kill()
 
 
 def is_up(url: str) -> bool:

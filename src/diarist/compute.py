@@ -239,8 +239,8 @@ _STEPS = 127  # of 8 bits, on either side of zero
 class _Int8Linear:
     """Per-channel 8-bit weights, float32 inside (VNNI or AVX2).
 
-    Activations, of any float type, are quantised on the fly. Each row of a few has a scale of its own, so that what comes of it does not
-    depend on its company; many share one, which saves two passes over them.
+    Activations, of any float type, are quantised on the fly. Each row of a few has a scale of its own, so that what
+    comes of it does not depend on its company; many share one, which saves two passes over them.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> None:

@@ -62,8 +62,8 @@ class DecoderCache:
 
     Rows in use are the first ones. `self_keys[layer]` has shape (rows, t, h, d); values alike. `cross_keys[layer]` and
     `cross_values[layer]` hold (h, f, d) of each row one after the other, where f is as many positions as its window
-    has: `heard[row]`. `cross` looks at them in that shape. `alignment_queries`, (rows, t, number of alignment heads, d), keeps what the alignment heads asked at
-    each position, from which word times are computed.
+    has: `heard[row]`. `cross` looks at them in that shape. `alignment_queries`, (rows, t, number of alignment heads,
+    d), keeps what the alignment heads asked at each position, from which word times are computed.
     """
 
     def __init__(
@@ -115,16 +115,13 @@ class DecoderCache:
     def move_row(self, source: int, target: int, positions: int) -> None:
         """Copy one row over another: all of its cross-attention, the first `positions` of its self-attention."""
         self.heard[target] = self.heard[source]
-        for layer in self.own_cross:
-            self._copy_cross(layer, source, target)
+        used = math.prod(self._head_shape) * self.heard[source]
+        for tensors in (self.cross_keys, self.cross_values):
+            for layer in self.own_cross:
+                tensors[layer][target, :used].copy_(tensors[layer][source, :used])
         for tensors in (self.self_keys, self.self_values, [self.alignment_queries]):
             for tensor in tensors:
                 tensor[target, :positions].copy_(tensor[source, :positions])
-
-    def _copy_cross(self, layer: int, source: int, target: int) -> None:
-        used = math.prod(self._head_shape) * self.heard[source]
-        for tensors in (self.cross_keys, self.cross_values):
-            tensors[layer][target, :used].copy_(tensors[layer][source, :used])
 
 
 class Decoder:
