@@ -245,17 +245,15 @@ class _Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> None:
         weight = weight.detach().float().cpu()
-        scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min(1e-12)
-        quantised = torch.clamp(torch.round(weight / scale[:, None]), -_STEPS, _STEPS).to(torch.int8)
+        scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min_(1e-12)
         with warnings.catch_warnings():  # deprecated, yet the packed product has no other way in
             warnings.simplefilter("ignore", UserWarning)
-            as_quantised = torch._make_per_channel_quantized_tensor(  # noqa: SLF001
-                quantised, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
-            )
+            zero = torch.zeros(len(scale), dtype=torch.long)
+            quantised = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
         self.bias = torch.zeros(len(scale)) if bias is None else bias.float().cpu()
         self.dtype = dtype
         self._by_row = rows < _MANY_ROWS
-        self.packed = torch.ops.quantized.linear_prepack(as_quantised, None if self._by_row else self.bias)
+        self.packed = torch.ops.quantized.linear_prepack(quantised, None if self._by_row else self.bias)
 
     def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         y = (self._product_by_row if self._by_row else self._product)(x.float()).to(self.dtype)

@@ -74,24 +74,33 @@ class DecoderCache:
         compute: Compute,
         borrowed: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        layers, heads = range(dims.n_text_layer), dims.n_text_head
+        width = dims.n_text_state // heads
+        borrowed = borrowed or {}
+
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=compute.dtype, device=compute.device)
 
-        layers, heads = range(dims.n_text_layer), dims.n_text_head
-        width = dims.n_text_state // heads
+        def cross(part: int) -> list[Tensor]:
+            """Most of the memory: each row is touched when it is first filled."""
+            shape = rows, heads * dims.n_audio_ctx * width
+            return [
+                borrowed[layer][part]
+                if layer in borrowed
+                else torch.empty(shape, dtype=compute.dtype, device=compute.device)
+                for layer in layers
+            ]
+
         self.rows = rows
         self.positions = dims.n_text_ctx
         self.device = compute.device
         self.self_keys = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
         self.self_values = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
-        borrowed = borrowed or {}
         self.own_cross = [layer for layer in layers if layer not in borrowed]
         self._head_shape = heads, width
         self._most_heard = dims.n_audio_ctx
         self.heard = [dims.n_audio_ctx] * rows
-        shape = rows, heads * dims.n_audio_ctx * width
-        self.cross_keys = [borrowed[layer][0] if layer in borrowed else zeros(*shape) for layer in layers]
-        self.cross_values = [borrowed[layer][1] if layer in borrowed else zeros(*shape) for layer in layers]
+        self.cross_keys, self.cross_values = cross(0), cross(1)
         self.alignment_queries = zeros(rows, dims.n_text_ctx, alignment_heads, width)
 
     @staticmethod
