@@ -23,18 +23,24 @@ _BLOCK_BYTES = 3_000_000  # of scores that are made at once: what stays in a cor
 class Attention(Protocol):
     """Scaled dot-product attention."""
 
-    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend.
 
         Args:
             queries: Shape (n, h, q, d).
             keys: Shape (n, h, f, d); so are values.
             values: What is summed up.
-            mask: Added to the scores, shape (n, 1, q, f).
 
         Returns:
             Shape (n, q, h d).
         """
+
+
+class PastAttention(Protocol):
+    """Attention that does not see all keys."""
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend as `Attention`; the mask, shape (n, 1, q, f), is added to the scores."""
 
 
 def choose_attention(compute: Compute) -> Attention:
@@ -44,7 +50,7 @@ def choose_attention(compute: Compute) -> Attention:
     return functools.partial(_by_number, amx=has_amx())
 
 
-def choose_past_attention(compute: Compute) -> Attention:
+def choose_past_attention(compute: Compute) -> PastAttention:
     """The fastest for a few queries and a past that is longer at every step."""
     return in_float32 if _is_bfloat16_on_cpu(compute) else fused
 
@@ -58,10 +64,8 @@ def fused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = N
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Two products and a softmax: of all rows with a few queries, else of some queries at a time. Takes no mask."""
-    if mask is not None:
-        raise ValueError("these products take no mask")
+def by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Two products and a softmax: of all rows with a few queries, else of some queries at a time."""
     n, h, q, d = queries.shape
     f = keys.shape[2]
     keys, values = (each.contiguous().view(n * h, f, d) for each in (keys, values))
@@ -92,7 +96,6 @@ def in_float32(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     return (weights @ values.float()).transpose(1, 2).flatten(2).to(queries.dtype)
 
 
-def _by_number(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, amx: bool) -> Tensor:
-    number = queries.shape[2]
-    suits_fused = mask is not None or (amx and not 1 < number <= _FEW)
-    return (fused if suits_fused else by_products)(queries, keys, values, mask)
+def _by_number(queries: Tensor, keys: Tensor, values: Tensor, *, amx: bool) -> Tensor:
+    suits_fused = amx and not 1 < queries.shape[2] <= _FEW
+    return (fused if suits_fused else by_products)(queries, keys, values)
