@@ -1,3 +1,4 @@
+import pytest
 import torch
 from whisper_oracle import oracle_features, oracle_model
 
@@ -23,22 +24,23 @@ def test_encoder_and_decoder_states_equal_transformers(checkpoint, random):
     torch.testing.assert_close(hidden, expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("heard", [(1500, 1500, 1500), (400, 1500, 600)])
 @torch.inference_mode()
-def test_rows_at_different_positions_do_not_disturb_each_other(checkpoint):
-    """Ragged rows, read in pieces, equal each row read whole and alone."""
+def test_rows_at_different_positions_do_not_disturb_each_other(checkpoint, heard):
+    """Ragged rows, read in pieces, of windows of any length, equal each row read whole and alone."""
     decoder = Decoder(checkpoint.dims, checkpoint.tensors, EXACT)
-    states = torch.randn(3, 1500, checkpoint.dims.n_audio_state)
+    states = [torch.randn(1, positions, checkpoint.dims.n_audio_state) for positions in heard]
     lengths, tokens = (3, 9, 6), torch.randint(0, 50_000, (3, 12))
 
     def alone(row: int) -> torch.Tensor:
         cache = DecoderCache(checkpoint.dims, 1, 0, EXACT)
-        decoder.fill_cross_attention(states[row : row + 1], cache, 0)
+        decoder.fill_cross_attention(states[row], cache, 0)
         length = lengths[row] + 2
         return decoder(tokens[row : row + 1, :length], torch.zeros(1, dtype=torch.int64), cache, slice(0, 1))[0, -2:]
 
     cache = DecoderCache(checkpoint.dims, 4, 0, EXACT)
-    decoder.fill_cross_attention(states, cache, 1)
     for row, length in enumerate(lengths):
+        decoder.fill_cross_attention(states[row], cache, row + 1)
         decoder(tokens[row : row + 1, :length], torch.zeros(1, dtype=torch.int64), cache, slice(row + 1, row + 2))
     cache.move_row(1, 0, lengths[0])
     cache.move_row(3, 1, lengths[2])  # rows now: 0, 2, 1
