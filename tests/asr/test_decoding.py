@@ -8,6 +8,7 @@ from whisper_oracle import oracle_model, oracle_tokens
 
 from diarist.asr.beam import beam_search
 from diarist.asr.decoding import Decoded, DecodingLoop, Job, SpokenLanguage, compression_ratio
+from diarist.asr.features import WINDOW_SAMPLES
 from diarist.asr.network import DecoderCache
 from diarist.asr.options import DecodingOptions
 from diarist.compute import choose
@@ -175,6 +176,32 @@ def test_options_out_of_bounds_are_named(options, param):
     with pytest.raises(OptionError) as error:
         DecodingOptions(**options)
     assert error.value.param == param
+
+
+def test_what_is_doubtful_in_a_short_window_is_heard_in_a_full_one(exact_loop, sample_waveform, monkeypatch):
+    part = sample_waveform[:80_000]
+    lengths = []
+    real = DecodingLoop._length
+    monkeypatch.setattr(DecodingLoop, "_encode", _noting(DecodingLoop._encode, lengths))
+    strict = dataclasses.replace(ENGLISH, logprob_threshold=0.0)  # no text passes
+    (doubtful,) = decode(exact_loop, [part], strict)
+    assert lengths == [8 * 16_000, WINDOW_SAMPLES]
+    monkeypatch.setattr(DecodingLoop, "_length", lambda *_: WINDOW_SAMPLES)
+    (whole,) = decode(exact_loop, [part], strict)
+    assert doubtful.tokens == whole.tokens
+    monkeypatch.setattr(DecodingLoop, "_length", real)
+    lengths.clear()
+    (trusted,) = decode(exact_loop, [part])
+    assert lengths == [8 * 16_000]
+    assert trusted.temperature == 0
+
+
+def _noting(encode, lengths):
+    def noted(self, jobs, cache, first):
+        lengths.extend(self._length(job) for job in jobs)
+        return encode(self, jobs, cache, first)
+
+    return noted
 
 
 def test_siblings_share_weights_and_nothing_else(exact_loop, sample_waveform):

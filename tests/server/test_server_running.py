@@ -410,7 +410,7 @@ def test_a_taken_port_is_told(start, tmp_path, monkeypatch):
 
     running = start()
     monkeypatch.setattr(serve, "configure_logging", lambda *_: None)
-    monkeypatch.setattr(serve.gc, "freeze", lambda: None)
+    monkeypatch.setattr(serve, "settle", lambda: None)
     with pytest.raises(OptionError, match=f"port {running.port}"):
         serve.run(ServerSettings(port=running.port, spool_dir=tmp_path / "b"), FakeEngine())
 

@@ -99,6 +99,8 @@ class Job:
     """Called by `DecodingLoop.give_up`, instead of `deliver`."""
     cancelled: bool = False
     """Set by the owner: the job is dropped at the next step and delivers nothing."""
+    whole: bool = False
+    """Read with all of the silence that fills a window: without most of it the text was not to be trusted."""
     prompt: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -289,7 +291,12 @@ class DecodingLoop:
 
     def _length(self, job: Job) -> int:
         """Samples of a window with its silence. An accelerator has passes of a few shapes, so all of one length."""
-        return fitting_length(len(job.waveform)) if self.compute.device.type == "cpu" else WINDOW_SAMPLES
+        if job.whole or self.compute.device.type != "cpu":
+            return WINDOW_SAMPLES
+        return fitting_length(len(job.waveform))
+
+    def _is_short(self, job: Job) -> bool:
+        return self._length(job) < WINDOW_SAMPLES
 
     def _search(self, job: Job) -> None:
         """Decode one window by beam search, in a cache of its own."""
@@ -488,23 +495,34 @@ class DecodingLoop:
             if job.tokens[-1] != self.vocabulary.end and len(job.tokens) < self._room(job):
                 continue
             result = self._judge(job, self._cache, row)
-            if result is None:
-                self._restart(job)
-            else:
+            if result is not None:
                 self._release(row)
                 job.assistance.phrases.add(result.tokens)
                 job.deliver(result)
+            elif self._is_short(job):
+                self._release(row)
+                self._restart(job)
+                self._waiting.appendleft(job)
+            else:
+                self._restart(job)
 
     def _room(self, job: Job) -> int:
         """Tokens that may be written after the prompt."""
         return min(job.options.max_tokens, self.dims.n_text_ctx - len(job.prompt))
 
     def _restart(self, job: Job) -> None:
-        job.attempt += 1
+        """Begin a window anew: with all of its silence if it had little, else at the next temperature."""
         job.tokens, job.logprobs = [], []
+        if self._is_short(job):
+            job.whole = True
+        else:
+            job.attempt += 1
 
     def _judge(self, job: Job, cache: DecoderCache, row: int) -> Decoded | None:
-        """The result of a row, or None if it should be decoded again at the next temperature."""
+        """The result of a row, or None if it should be decoded again.
+
+        Whisper repeats itself more readily in a short window, so what is doubtful there is heard in a full one.
+        """
         options = job.options
         complete = job.tokens[-1] == self.vocabulary.end
         tokens = job.tokens[:-1] if complete else job.tokens
@@ -513,6 +531,8 @@ class DecodingLoop:
         doubtful = avg_logprob < options.logprob_threshold
         silent = doubtful and job.no_speech_prob > options.no_speech_threshold
         repetitive = ratio > options.compression_ratio_threshold
+        if (doubtful or repetitive) and self._is_short(job):
+            return None
         if (doubtful or repetitive) and not silent and job.attempt + 1 < len(options.temperatures):
             return None
         if silent:

@@ -86,7 +86,7 @@ class LabellingLoop(DecodingLoop):
                 self.heard.append(_Heard(states, [*job.prompt, *decoded.tokens, *end], len(job.prompt)))
             deliver(decoded)
 
-        job.deliver = overhear
+        job.deliver, job.whole = overhear, True  # so that states are of one length
         super().submit(job)
 
     def _encode(self, jobs: Sequence[Job], cache: DecoderCache, first: int) -> None:
