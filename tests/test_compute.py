@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from diarist.compute import Compute, choose, for_few_rows, for_logits, linear, rough
 

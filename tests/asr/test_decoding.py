@@ -179,7 +179,7 @@ def test_options_out_of_bounds_are_named(options, param):
 
 
 def test_what_is_doubtful_in_a_short_window_is_heard_in_a_full_one(exact_loop, sample_waveform, monkeypatch):
-    part = sample_waveform[:80_000]
+    part = sample_waveform[160_000:240_000]
     lengths = []
     real = DecodingLoop._length
     monkeypatch.setattr(DecodingLoop, "_encode", _noting(DecodingLoop._encode, lengths))
