@@ -82,7 +82,10 @@ def measure(url: str, health: str, clients: int, seconds: int, folder: Path) -> 
     environment = {**os.environ, "LOAD_CLIPS": str(folder / "clips"), "LOAD_RESULT": str(result), "LOAD_HEALTH": health}
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
     command += ["-u", str(clients + 1), "-r", "100", "-t", f"{seconds}s", "--stop-timeout", "0", "-H", url]
-    subprocess.run(command, env=environment, check=False, capture_output=True, timeout=seconds + 120)
+    result.unlink(missing_ok=True)
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=seconds + 120)
+    if not result.exists():
+        raise SystemExit(f"locust (pip install '.[bench]') gave no result: {done.stderr[-2000:]}")
     raw = json.loads(result.read_text())
     waits = [wait for _, wait in raw["answered"]]
     return {
