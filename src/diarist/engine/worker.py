@@ -123,9 +123,6 @@ class Worker:
         together = main.encode_batch
         if self._pipeline.compute.device.type == "cpu":
             together = 2 if name == "express" else 1
-        if name == "express":  # as large as the pipeline's own, which nobody else uses here
-            main.encode_batch = min(main.rows, together)
-            return main  # type: ignore[no-any-return]
         return main.sibling(rows, min(rows, together))  # type: ignore[no-any-return]
 
     def _at(self, ids: Iterable[str]) -> None:
