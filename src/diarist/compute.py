@@ -206,25 +206,26 @@ class _PlainLinear:
 
 
 _ROW_STEP = 16
-_MANY_ROWS = 1024  # an encoder has 1500 or a few times as many
+_MANY_ROWS = 1024  # an encoder is tuned to more, a decoder to fewer
 
 
 class _PackedLinear:
     """oneDNN bfloat16 product with the weight reordered once and GELU or residual fused (1.5-2.5 x at few rows).
 
     oneDNN makes a program for every number of rows that it meets and keeps it, which takes a millisecond and up to a
-    megabyte. So numbers above `_ROW_STEP` are filled up to a multiple of it.
+    megabyte. So where rows are few, and any number may come, numbers above `_ROW_STEP` are filled up to a multiple of it.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)  # noqa: SLF001
         self.bias = bias
+        self._fills = rows < _MANY_ROWS
         self._product = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
         self._product_add = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
 
     def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         rows = x.shape[:-1].numel()
-        if _ROW_STEP < rows < _MANY_ROWS and rows % _ROW_STEP:
+        if self._fills and rows > _ROW_STEP and rows % _ROW_STEP:
             filled = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % _ROW_STEP))
             y = self(filled, gelu=gelu)[:rows].view(*x.shape[:-1], -1)
             return y if residual is None else y.add_(residual)
