@@ -55,10 +55,8 @@ _FLOOR_S = 60.0
 _ANSWERS_BETWEEN = 10
 """Between two faults, at least: so that far more is answered than is lost. A server that stops answers its last ones."""
 _PAUSE_S = 0.5  # after an answer that is none
-_SMALL = {
-    "ASR_MODEL": "tiny.en",
-    "DIARIZATION_MODEL": "none",
-}  # what is started a hundred times is small, and tells no speakers apart
+_SMALL = {"ASR_MODEL": "tiny.en", "DIARIZATION_MODEL": "none"}
+"""What is started a hundred times is small, and tells no speakers apart."""
 SETTINGS = {
     "kill": _SMALL,
     "restart": _SMALL,

@@ -89,8 +89,10 @@ def _hearing(model: WhisperForConditionalGeneration, positions: int) -> Iterator
     """Within it the model takes windows of so many encoder positions."""
     embedding, whole = model.model.encoder.embed_positions, model.config.max_source_positions
     model.config.max_source_positions = embedding.num_embeddings = positions
-    yield
-    model.config.max_source_positions = embedding.num_embeddings = whole
+    try:
+        yield
+    finally:
+        model.config.max_source_positions = embedding.num_embeddings = whole
 
 
 @torch.inference_mode()

@@ -499,11 +499,10 @@ class DecodingLoop:
                 self._release(row)
                 job.assistance.phrases.add(result.tokens)
                 job.deliver(result)
-            elif self._is_short(job):
-                self._release(row)
-                self._restart(job)
-                self._waiting.appendleft(job)
             else:
+                if self._is_short(job):  # to be encoded again
+                    self._release(row)
+                    self._waiting.appendleft(job)
                 self._restart(job)
 
     def _room(self, job: Job) -> int:
@@ -531,9 +530,8 @@ class DecodingLoop:
         doubtful = avg_logprob < options.logprob_threshold
         silent = doubtful and job.no_speech_prob > options.no_speech_threshold
         repetitive = ratio > options.compression_ratio_threshold
-        if (doubtful or repetitive) and self._is_short(job):
-            return None
-        if (doubtful or repetitive) and not silent and job.attempt + 1 < len(options.temperatures):
+        may_warm = not silent and job.attempt + 1 < len(options.temperatures)
+        if (doubtful or repetitive) and (may_warm or self._is_short(job)):
             return None
         if silent:
             tokens = []

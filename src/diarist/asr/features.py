@@ -11,7 +11,6 @@ WINDOW_S = 30  # the span Whisper was trained on
 WINDOW_SAMPLES = WINDOW_S * SAMPLE_RATE_HZ  # 480 000
 FFT_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms: one feature frame
-WINDOW_FRAMES = WINDOW_SAMPLES // HOP_SAMPLES  # 3000
 FRAMES_PER_POSITION = 2  # the encoder's second convolution halves the rate
 POSITION_S = HOP_SAMPLES * FRAMES_PER_POSITION / SAMPLE_RATE_HZ  # 0.02 s: one encoder position, one timestamp step
 _SILENCE_S = 3
