@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diarist.distillation.distill import DistillOptions, Progress, distill
 from diarist.distillation.training import Measurement, TrainingOptions
+from recordings import speaker_of
 
 HELD_OUT_SPEAKERS = frozenset({"6829", "8224", "1089", "121", "4088"})
 HELD_OUT_CONVERSATIONS = frozenset({"two00"})
@@ -25,9 +26,8 @@ def split(data: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_held_out(path: Path) -> bool:
-    """LibriSpeech's file names begin with the speaker's number."""
     if path.parent.name in {"utterances", "words"}:
-        return path.stem.split("-")[0] in HELD_OUT_SPEAKERS
+        return speaker_of(path) in HELD_OUT_SPEAKERS
     return path.stem in HELD_OUT_CONVERSATIONS
 
 

@@ -69,7 +69,7 @@ class Told:
         right: Whether it tells the truth.
     """
 
-    encodes, expected = False, 0.9
+    encodes, expected, follows = False, 0.9, False
 
     def __init__(self, texts: dict[int, list[int]], *, right: bool) -> None:
         self.texts, self.right = texts, right

@@ -67,6 +67,11 @@ def read_stm(path: Path) -> tuple[tuple[str, str], ...]:
     return tuple((row[2], row[5]) for row in rows)
 
 
+def speaker_of(path: Path) -> str:
+    """The number of who speaks: LibriSpeech's file names begin with it."""
+    return path.name.partition("-")[0]
+
+
 def read_rttm(path: Path) -> tuple[Turn, ...]:
     rows = [line.split() for line in path.read_text().splitlines() if line.startswith("SPEAKER")]
     return tuple(Turn(Segment(float(row[3]), float(row[3]) + float(row[4])), row[7]) for row in rows)

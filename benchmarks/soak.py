@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import difflib
 import io
-import itertools
 import json
 import math
 import os
@@ -51,7 +50,8 @@ FORM = {"parameters": '{"language": "en"}'}
 _WORKER = "diarist.engine.worker"
 _ALIKE = 0.5
 _SAMPLE_S = 1.0
-_FLOOR_S = 60.0
+_BETWEEN_RESTS_S = 120.0
+_REST_S = 15.0  # what was asked last is answered or given up by then, and its memory handed back (every 10 s)
 _ANSWERS_BETWEEN = 10
 """Between two faults, at least: so that far more is answered than is lost. A server that stops answers its last ones."""
 _PAUSE_S = 0.5  # after an answer that is none
@@ -170,6 +170,9 @@ class Callers:
         self.refused: list[float] = []
         """When a 503 came, on the monotonic clock."""
         self._stop = threading.Event()
+        self._go = threading.Event()
+        self._go.set()
+        self._calling = [threading.Lock() for _ in calls]
         self._threads = [threading.Thread(target=self._run, args=(call, seed)) for seed, call in enumerate(calls)]
         for thread in self._threads:
             thread.start()
@@ -177,8 +180,10 @@ class Callers:
     def _run(self, call: Callable[[random.Random], str], seed: int) -> None:
         source = random.Random(seed)
         while not self._stop.is_set():
-            outcome = call(source)
-            self.seen[outcome] += 1
+            self._go.wait()
+            with self._calling[seed]:
+                outcome = call(source)
+                self.seen[outcome] += 1
             if outcome == "503":
                 self.refused.append(time.monotonic())
             if not outcome.startswith("200"):
@@ -189,6 +194,18 @@ class Callers:
         wanted, until = self.seen["200"] + count, time.monotonic() + limit_s
         while self.seen["200"] < wanted and time.monotonic() < until:
             time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """All calls have ended, and none begins."""
+        self._go.clear()
+        with contextlib.ExitStack() as calls:
+            for calling in self._calling:
+                calls.enter_context(calling)
+            try:
+                yield
+            finally:
+                self._go.set()
 
     def stop(self) -> None:
         self._stop.set()
@@ -420,7 +437,7 @@ def figures_of(server: Server) -> dict[str, float]:
                 found[f"{name} MB"] = process.memory_info().rss / 1e6
                 found[f"{name} descriptors"] = float(process.num_fds())
                 found[f"{name} threads"] = float(process.num_threads())
-                found[f"{name} children"] = float(len(process.children()))
+                found[f"{name} children"] = float(len(process.children(recursive=True)))
     return found
 
 
@@ -442,10 +459,13 @@ def trend(rows: list[tuple[float, float]]) -> Trend:
     return Trend(round(3600 * slope, 2), round(3600 * error, 2), round(3600 * late, 2))
 
 
-def floors(rows: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The least of each minute: what a process keeps, without what the request of the moment needs on top."""
-    minutes = itertools.groupby(rows, key=lambda row: row[0] // _FLOOR_S)
-    return [((minute + 0.5) * _FLOOR_S, min(value for _, value in group)) for minute, group in minutes]
+def by_name(samples: list[tuple[float, dict[str, float]]], after_s: float) -> dict[str, list[tuple[float, float]]]:
+    """(Seconds, value) pairs of each quantity, from some time on."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for at, row in samples:
+        for name, value in row.items() if at > after_s else ():
+            found.setdefault(name, []).append((at, value))
+    return found
 
 
 def _line(rows: list[tuple[float, float]]) -> tuple[float, float]:
@@ -462,29 +482,34 @@ def _line(rows: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def mixed(server: Server, minutes: float) -> bool:
-    """Callers of all kinds at once."""
+    """Callers of all kinds at once.
+
+    What a process keeps is read every other minute, when nothing has been asked of it for a moment: what it holds
+    beside that for the requests of the moment swings by 50 MB.
+    """
     server.start()
     recordings = known(server.url, server.folder)
     callers = Callers([*[good(server.url, recordings)] * 3, *others(server.url, recordings)])
     begun = told = time.monotonic()
     samples: list[tuple[float, dict[str, float]]] = []
+    rests: list[tuple[float, dict[str, float]]] = []
     while time.monotonic() - begun < 60 * minutes:
         time.sleep(min(_SAMPLE_S, 6 * minutes))
-        seen = figures_of(server)
-        samples.append((time.monotonic() - begun, seen))
-        if time.monotonic() - told >= _FLOOR_S:
-            lately, told = told - begun, time.monotonic()
-            rows = [row for at, row in samples if at > lately]
-            least = {name: round(min(row.get(name, math.inf) for row in rows), 1) for name in _MEMORY}
-            report(f"{(told - begun) / 60:.0f} min, least", {"requests": callers.seen.total(), **least})
+        samples.append((time.monotonic() - begun, figures_of(server)))
+        if time.monotonic() - told >= _BETWEEN_RESTS_S:
+            with callers.resting():
+                time.sleep(_REST_S)
+                told = time.monotonic()
+                rests.append((told - begun, figures_of(server)))
+            least = {name: round(rests[-1][1].get(name, math.inf), 1) for name in _MEMORY}
+            report(f"{(told - begun) / 60:.0f} min, at rest", {"requests": callers.seen.total(), **least})
     callers.stop()
     time.sleep(3)
     left = server.spooled()
     status = server.stop().status
-    warm = [sample for sample in samples if sample[0] > _WARM_UP_SHARE * 60 * minutes]
-    names = sorted(set(itertools.chain.from_iterable(row for _, row in samples)))
-    values = {name: [(t, row[name]) for t, row in warm if name in row] for name in names}
-    kept = {name: trend(floors(values[name])) for name in _MEMORY}
+    warm_up_s = _WARM_UP_SHARE * 60 * minutes
+    values, kept = by_name(samples, warm_up_s), by_name(rests, warm_up_s)
+    growth = {name: trend(kept.get(name, [])) for name in _MEMORY}
     wrong = {o: n for o, n in callers.seen.items() if "another" in o or "broken" in o or "hung" in o or " 5" in o}
     last = {name: round(value, 1) for name, value in samples[-1][1].items()} if samples else {}
     report(
@@ -494,21 +519,21 @@ def mixed(server: Server, minutes: float) -> bool:
             "requests": callers.seen.total(),
             "outcomes": dict(callers.seen),
             "lost or wrong": wrong,
-            "least of each minute": {name: asdict(found) for name, found in kept.items()},
+            "growth per hour, at rest": {name: asdict(found) for name, found in growth.items()},
             "growth per hour": {name: trend(rows).per_hour for name, rows in values.items()},
             "last": last,
             "files left": left,
             "exit": status,
         },
     )
-    flat = all(found.per_hour <= _MOST_GROWTH_MB_PER_H for found in kept.values())
+    flat = all(found.per_hour <= _MOST_GROWTH_MB_PER_H for found in growth.values())
     return not wrong and left == 0 and status == 0 and (flat or minutes < _SHORT_MIN)  # short runs are all warm-up
 
 
-def fair(server: Server, minutes: float, every_s: float) -> bool:
+def fair(server: Server, minutes: float) -> bool:
     server.start()
     sent = short_clips(server.folder)
-    found = asyncio.run(trials.fair(server.port, sent[0], sent, minutes, every_s))
+    found = asyncio.run(trials.fair(server.port, sent[0], sent, minutes))
     report("fairness between keys", found)
     return server.stop().status == 0 and set(found["beside"]) == {200} and found["p95 ratio"] <= 1.5
 
@@ -585,7 +610,7 @@ def main() -> None:
             "kill": lambda server: kill(server, count),
             "restart": lambda server: restart(server, count),
             "huge": lambda server: huge(server, count),
-            "fair": lambda server: fair(server, minutes, arguments.every),
+            "fair": lambda server: fair(server, minutes),
             "overload": lambda server: overload(server, minutes),
             "slow": lambda server: slow(server, minutes, arguments.every),
             "mixed": lambda server: mixed(server, minutes),

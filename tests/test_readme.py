@@ -147,6 +147,7 @@ def test_commands_do_what_is_shown(command, shown, workspace, sample_recording, 
 
 
 @pytest.mark.weights
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # clients in examples are left unclosed
 def test_python_examples_run(workspace, base_model, server, monkeypatch):
     folder, _ = workspace
     monkeypatch.chdir(folder)

@@ -1,6 +1,7 @@
 """How the soak and the benchmark of long recordings judge memory."""
 
 import math
+import time
 
 import long_recording
 import soak
@@ -17,12 +18,30 @@ def test_a_level_that_is_approached_shows_in_the_last_third():
     assert 0 < found.late_per_hour < 5
 
 
-def test_noise_on_top_of_a_level_is_no_growth():
-    noisy = [(float(second), 500.0 + (second * 7919 % 60)) for second in range(1800)]
-    found = soak.floors(noisy)
-    assert len(found) == 30
-    assert {value for _, value in found} == {500.0}
-    assert soak.trend(found).per_hour == 0.0
+def test_callers_rest_and_go_on():
+    running = []
+
+    def call(source):
+        running.append(1)
+        time.sleep(source.random() / 100)
+        running.pop()
+        return "200"
+
+    callers = soak.Callers([call] * 4)
+    try:
+        for _ in range(5):
+            callers.wait_for_answers(20)
+            with callers.resting():
+                seen = callers.seen.total()
+                time.sleep(0.05)
+                assert (running, callers.seen.total()) == ([], seen)
+    finally:
+        callers.stop()
+
+
+def test_what_was_seen_while_warming_up_is_left_out():
+    samples = [(1.0, {"a": 5.0}), (2.0, {"a": 6.0, "b": 1.0}), (3.0, {"b": 2.0})]
+    assert soak.by_name(samples, 1.0) == {"a": [(2.0, 6.0)], "b": [(2.0, 1.0), (3.0, 2.0)]}
 
 
 def test_too_few_to_tell():

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
+from diarist import native
 from diarist.errors import ComputeError, OptionError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
@@ -65,8 +66,8 @@ class Compute:
 def choose(device: str = "auto", dtype: str = "auto") -> Compute:
     """Pick a device and a precision that are fast here and lose no accuracy that matters.
 
-    bfloat16 where the processor multiplies it in hardware (AMX, AVX512-BF16), float16 on CUDA, int8 with float32
-    activations on other x86 processors, float32 elsewhere. float16 is never chosen on a CPU: there it is slow.
+    float16 on CUDA; bfloat16 with AMX; int8 with float32 activations where `native` is compiled; bfloat16 with AVX512-BF16;
+    int8 on other x86 processors; float32 elsewhere. float16 is never chosen on a CPU: there it is slow.
 
     Raises:
         OptionError: An unknown name.
@@ -93,15 +94,23 @@ def rough(compute: Compute) -> Compute:
     return replace(compute, int8=compute.int8 or (compute.device.type == "cpu" and _packs_int8()))
 
 
+def unquantised(compute: Compute) -> Compute:
+    """What suits networks beside a model in 8 bits: bfloat16 where the processor multiplies it."""
+    if not compute.int8:
+        return compute
+    return Compute(compute.device, torch.bfloat16 if multiplies_bfloat16() else torch.float32)
+
+
 def for_few_rows(compute: Compute) -> Compute:
-    """What suits products of a few rows: 8-bit weights where bfloat16 is precise enough for all others."""
-    return rough(compute) if compute.dtype == torch.bfloat16 else compute
+    """What suits products of a few rows: 8-bit weights where bfloat16 is precise enough for all others.
 
-
-def for_logits(compute: Compute) -> Compute:
-    """As `for_few_rows`, with results in float32 where they are to be had: bfloat16 has steps of 1/8 at 16 to 32."""
-    few = for_few_rows(compute)
-    return replace(few, dtype=torch.float32) if few.int8 else few
+    Such products are made of float32 and come in it, so it stays so from one to the next: less is rounded (logits from
+    16 to 32 would have steps of 1/8), and turning a few rows from type to type takes as long as half a product.
+    """
+    if compute.dtype != torch.bfloat16:
+        return compute
+    few = rough(compute)
+    return replace(few, dtype=torch.float32) if few.int8 else compute
 
 
 def _packs_int8() -> bool:
@@ -125,7 +134,7 @@ def _choose_device(device: str) -> torch.device:
 def _fastest_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "float16"
-    if multiplies_bfloat16():
+    if multiplies_bfloat16() and (has_amx() or not native.is_available()):
         return "bfloat16"
     return "int8" if _packs_int8() else "float32"
 
@@ -182,6 +191,8 @@ def linear(weight: Tensor, bias: Tensor | None, compute: Compute, rows: int = 16
         rows: About how many rows x will have; the CPU packing is tuned to it and right for any number.
     """
     if compute.int8:
+        if native.is_available() and compute.dtype == torch.float32 and not weight.shape[1] % native.INPUTS:
+            return native.Product(weight, bias)
         return _Int8Linear(weight, bias, rows, compute.dtype)
     weight = weight.to(compute.device, compute.dtype)
     bias = None if bias is None else bias.to(compute.device, compute.dtype)

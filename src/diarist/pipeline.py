@@ -5,7 +5,7 @@ that its speech fills are queued for recognition, and of its sound only what no 
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -23,8 +23,8 @@ from diarist.asr.network import DecoderCache
 from diarist.asr.options import DecodingOptions
 from diarist.asr.recognizer import Recognition, RecognitionStream, Recognizer
 from diarist.attribution import attribute
-from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, waveform_stream
-from diarist.compute import Compute, choose, free_bytes
+from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, prepare, waveform_stream
+from diarist.compute import Compute, choose, free_bytes, unquantised
 from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
 from diarist.diarization.voices import embed_voice, recognize_voices
@@ -128,6 +128,7 @@ class Pipeline:
             raise OptionError("batch_size", f"{batch_size} is not between 1 and 256")
         if clustering not in (None, "centroid", "vbx"):
             raise OptionError("clustering", f"{clustering!r} is neither 'centroid' nor 'vbx'")
+        prepare()  # while the models are loaded
         if threads is not None:
             torch.set_num_threads(threads)
         self.language = DecodingOptions(language=language).language
@@ -163,7 +164,7 @@ class Pipeline:
             "diarization": {
                 "name": diarization_model,
                 "clustering": chosen,
-                "parts": [_describe(part, self.compute) for part in diarization],
+                "parts": [_describe(part, unquantised(self.compute)) for part in diarization],
             }
             if self.diarizes
             else None,
@@ -303,16 +304,18 @@ class Pipeline:
                 options.progress(Progress(stage, max(0.0, offset - recognition.waiting_s), total))
 
         try:
-            for block in _timed_blocks(clock, audio):
+            for block in clock.each("decode", audio):
                 kept = np.concatenate([kept, block])
-                diarization.push(block)
+                diarization.hear(block)
+                yield from (False for _ in diarization.pieces())
                 kept, offset = _feed(recognition, diarization, kept, offset, final=False)
                 report("transcribing")
                 yield False
                 while recognition.waiting and not loop.wanted:
                     yield from _timed_wait(clock)
                     report("transcribing")
-            diarization.finish()
+            diarization.end()
+            yield from (False for _ in diarization.pieces())
             duration = audio.seconds_read
             kept, offset = _feed(recognition, diarization, kept, offset, final=True)
             while recognition.waiting:
@@ -458,16 +461,6 @@ def _describe(model: models.LocalModel, compute: Compute) -> dict[str, Any]:
         "dtype": compute.name.split()[-1],
         "device": str(compute.device),
     }
-
-
-def _timed_blocks(clock: Stopwatch, audio: AudioStream) -> Iterator[NDArray[np.float32]]:
-    """The blocks of a recording, counting the time that each takes to come."""
-    while True:
-        with clock.timed("decode"):
-            block = next(audio, None)
-        if block is None:
-            return
-        yield block
 
 
 def _timed_wait(clock: Stopwatch) -> Generator[bool, None, None]:

@@ -1,8 +1,11 @@
 """Seconds spent in named stages."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -20,3 +23,16 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
+
+    def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, adding the time that each takes to come, and not what is done with it."""
+        waiting = iter(items)
+        while True:
+            with self.timed(stage):
+                item = next(waiting, _END)
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]  # not the mark
+
+
+_END = object()

@@ -18,9 +18,9 @@ from diarist.models.readers import whisper
 
 EXACT = Compute(torch.device("cpu"), torch.float64)
 """So exact that no two logits of a random model are confused."""
-CHEAP = Costs((1, 16), (1, MAX_DRAFT + 1), ((1.0, 1.05), (1.0, 1.05)), (0.01, 0.01), 0.0)
+CHEAP = Costs((1, 16), (1, MAX_DRAFT + 1), ((1.0, 1.05), (1.0, 1.05)), (0.0, 0.0), (0.01, 0.01), 0.0)
 """Drafting always pays."""
-DEAR = Costs((1, 16), (1, MAX_DRAFT + 1), ((1.0, 9.0), (1.0, 9.0)), (1.0, 1.0), 0.0)
+DEAR = Costs((1, 16), (1, MAX_DRAFT + 1), ((1.0, 9.0), (1.0, 9.0)), (0.0, 0.0), (1.0, 1.0), 0.0)
 """Drafting never pays."""
 _TASKS = (
     *("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>"),
@@ -66,6 +66,18 @@ def some_layers(checkpoint: WhisperCheckpoint, layers: list[int]) -> WhisperChec
         }
     dims = dataclasses.replace(checkpoint.dims, n_text_layer=len(layers))
     return dataclasses.replace(checkpoint, dims=dims, tensors=tensors)
+
+
+def follower(checkpoint: WhisperCheckpoint, layers: list[int], seed: int) -> WhisperCheckpoint:
+    """Such a decoder that reads the main decoder's hidden states, which are all but the tokens to it."""
+    part = some_layers(checkpoint, layers)
+    state = checkpoint.dims.n_text_state
+    generator = torch.Generator().manual_seed(seed)
+    fuse = {
+        "decoder.fuse.weight": torch.randn(state, 2 * state, generator=generator, dtype=torch.float64),
+        "decoder.fuse.bias": torch.randn(state, generator=generator, dtype=torch.float64),
+    }
+    return dataclasses.replace(part, tensors=part.tensors | fuse)
 
 
 def toy_loop(checkpoint: WhisperCheckpoint, rows: int = 4, assistant=None, costs: Costs = CHEAP) -> DecodingLoop:
@@ -129,7 +141,7 @@ class Scripted:
         lie: Index in a draft to the index of its first wrong token; None if it has none.
     """
 
-    kind, expected, encodes = "scripted", 0.9, False
+    kind, expected, encodes, follows = "scripted", 0.9, False, False
 
     def __init__(self, texts, lie=lambda n: None) -> None:
         self.texts, self.lie, self.given = texts, lie, count()

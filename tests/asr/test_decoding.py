@@ -143,8 +143,8 @@ def test_a_beam_of_one_is_greedy(exact_loop, sample_waveform):
     assert best.tokens == (*greedy.tokens, exact_loop.vocabulary.end)
 
 
-def test_wider_beams_end(loop, sample_waveform):
-    wide = decode(loop, [sample_waveform, sample_waveform[:200_000]], dataclasses.replace(ENGLISH, beam_size=3))
+def test_wider_beams_end(exact_loop, sample_waveform):  # in others Whisper may repeat itself for ever
+    wide = decode(exact_loop, [sample_waveform, sample_waveform[:200_000]], dataclasses.replace(ENGLISH, beam_size=3))
     for decoded in wide:
         assert decoded.complete
         assert len(decoded.starts) == len(decoded.tokens) + 1

@@ -10,6 +10,7 @@ from drafting_toys import (
     EXACT,
     RememberingEncoder,
     Scripted,
+    follower,
     margin,
     run,
     some_layers,
@@ -22,6 +23,7 @@ from drafting_toys import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diarist import native
 from diarist.asr.decoding import DecodingLoop, Job, SpokenLanguage
 from diarist.asr.drafting import DecoderAssistant, NgramAssistant, shares_encoder
 from diarist.asr.options import DecodingOptions
@@ -54,11 +56,12 @@ def test_toy_models_write_the_same(seed, layers, rows, number, language, room, c
     plain_loop = toy_loop(checkpoint, rows)
     plain = run(plain_loop, windows, options)
     script = texts(plain_loop, options, plain)
-    part = some_layers(checkpoint, [layer % layers for layer in assistant_layers])
+    part = [layer % layers for layer in assistant_layers]
     assistants = [
         Scripted(script, lambda n: lies[n % len(lies)]),
         NgramAssistant(),
-        DecoderAssistant(part, checkpoint, EXACT),
+        DecoderAssistant(some_layers(checkpoint, part), checkpoint, EXACT),
+        DecoderAssistant(follower(checkpoint, part, seed), checkpoint, EXACT),
     ]
     for assistant in assistants:
         drafted = run(toy_loop(checkpoint, rows, assistant), windows, options)
@@ -156,6 +159,36 @@ def test_siblings_have_drafters_of_their_own(toy):
     assert said(run(other, windows, options)) == said(plain)
 
 
+@torch.inference_mode()
+def test_a_follower_reads_what_the_main_decoder_knew(toy):
+    """Each token of the text with the state it was chosen from, wherever rows and drafts have moved meanwhile."""
+    checkpoint, windows, options, plain, script, _ = toy
+    assistant = DecoderAssistant(follower(checkpoint, [0], 5), checkpoint, EXACT)
+    loop = toy_loop(checkpoint, 4, assistant)
+    decoder, feed, checked = loop._decoder, loop._drafter._feed, 0
+    expected = {}
+    for window, text in zip(windows, script, strict=True):
+        scratch = toy_loop(checkpoint, 1)
+        scratch._decoder.fill_cross_attention(scratch._encoder(window[None].float()), scratch._cache, 0)
+        hidden = scratch._decoder(torch.tensor([text[:-1]]), torch.tensor([0]), scratch._cache, slice(0, 1))[0]
+        expected[tuple(text)] = torch.cat([torch.zeros(1, hidden.shape[1]), hidden])
+
+    def checking(tokens, starts, rows):
+        nonlocal checked
+        for row, (some, start) in enumerate(zip(tokens, starts, strict=True), rows.start):
+            read = [*loop._active[row].prompt, *loop._active[row].tokens][: start + len(some)]
+            found = next(states for text, states in expected.items() if list(text[: len(read)]) == read)
+            kept = loop._cache.hidden_before[row, start : start + len(some)]
+            torch.testing.assert_close(kept, found[start : start + len(some)], atol=1e-6, rtol=1e-6)
+            checked += len(some)
+        return feed(tokens, starts, rows)
+
+    loop._drafter._feed = checking
+    assert said(run(loop, windows, options)) == said(plain)
+    assert decoder.calls > 0
+    assert checked > sum(len(one.tokens) for one in plain) / 2
+
+
 def test_calibration_measures_every_part(toy):
     checkpoint = toy[0]
     short = dataclasses.replace(checkpoint.dims, n_text_ctx=80)
@@ -164,7 +197,7 @@ def test_calibration_measures_every_part(toy):
     loop = DecodingLoop(roomy, EXACT, 4, assistant=DecoderAssistant(some_layers(roomy, [0]), roomy, EXACT))
     assert loop.costs.rows == (1, 4)
     assert all(seconds > 0 for row in loop.costs.passes for seconds in row)
-    assert all(seconds > 0 for seconds in loop.costs.drafts)
+    assert all(loop.costs.draft(rows, 1) > 0 for rows in loop.costs.rows)
     assert loop.active == loop.pending == 0
 
 
@@ -255,6 +288,17 @@ def test_speech_is_written_the_same(real_loop, checkpoint, tiny_en, speech, plai
     if kind == "layers":
         assert assistant.borrowed == {0: 0, 1: 5}
         assert assistance.drafted > 0
+
+
+@pytest.mark.skipif(not native.is_available(), reason="no C compiler, or no AVX-512 VNNI")
+@pytest.mark.parametrize("kind", ["ngram", "tiny.en"])
+def test_in_8_bits_not_a_digit_differs(real_loop, checkpoint, tiny_en, speech, kind):
+    compute = choose_compute("cpu", "int8")
+    assistant = NgramAssistant() if kind == "ngram" else DecoderAssistant(tiny_en, checkpoint, compute)
+    assistance = Assistance()
+    drafted = run(real_loop("int8", assistant), speech, GREEDY, assistance)
+    assert drafted == run(real_loop("int8", rows=2), speech, GREEDY)  # log-probabilities and times, too
+    assert assistance.drafted > 0
 
 
 def test_speech_is_written_the_same_without_timestamps(real_loop, checkpoint, tiny_en, speech):

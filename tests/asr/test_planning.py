@@ -1,8 +1,10 @@
+import dataclasses
+
 import pytest
 
 from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, pays, plan
 
-COSTS = Costs((1, 16), (1, 9), ((10.0, 12.0), (40.0, 72.0)), (2.0, 16.0), 30.0)
+COSTS = Costs((1, 16), (1, 9), ((10.0, 12.0), (40.0, 72.0)), (0.0, 0.0), (2.0, 16.0), 30.0)
 
 
 def test_costs_are_interpolated_in_rows_and_tokens():
@@ -10,12 +12,14 @@ def test_costs_are_interpolated_in_rows_and_tokens():
     assert COSTS.verify(1, 5) == 11
     assert COSTS.verify(16, 5) == 56
     assert COSTS.verify(8, 1) == pytest.approx(10 + 30 * 7 / 15)
-    assert (COSTS.draft(1), COSTS.draft(16)) == (2, 16)
+    assert (COSTS.draft(1, 1), COSTS.draft(16, 1), COSTS.draft(1, 3), COSTS.draft(1, 0)) == (2, 16, 6, 0)
+    begun = dataclasses.replace(COSTS, begins=(1.0, 4.0))
+    assert (begun.draft(1, 3), begun.draft(16, 2), begun.draft(16, 0)) == (7, 36, 0)
 
 
 def expected_rate(agreement, length, rows):
     tokens = sum(agreement**k for k in range(length + 1)) * rows
-    return tokens / (length * COSTS.draft(rows) + COSTS.verify(rows, 1 + length))
+    return tokens / (COSTS.draft(rows, length) + COSTS.verify(rows, 1 + length))
 
 
 @pytest.mark.parametrize("rows", [1, 16])

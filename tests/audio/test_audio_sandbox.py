@@ -1,5 +1,6 @@
 """The child: what is taken from it, what becomes of one that dies, hangs or lies, and that nothing of it is left behind."""
 
+import gc
 import json
 import os
 import pkgutil
@@ -17,22 +18,42 @@ import pytest
 from audio_samples import encode, repeated, sound
 
 from diarist.audio import SAMPLE_RATE, DecodeLimits, decode, ffmpeg_version, open_audio, sandbox, sandbox_layers
+from diarist.audio.decode import _decoders
 from diarist.errors import AudioCorruptError, AudioEmptyError, AudioError, AudioTimeoutError, AudioTooLargeError
 
 SOURCE = Path(sandbox.__file__).parents[2]
 
 
-def children() -> set[int]:
-    """Process ids of this process's children, zombies included."""
+def children_of(parent: int) -> set[int]:
+    """Process ids, zombies included."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = stat.read_text()
         except OSError:  # it ended meanwhile
             continue
-        if int(text.rpartition(")")[2].split()[1]) == os.getpid():
+        if int(text.rpartition(")")[2].split()[1]) == parent:
             found.add(int(stat.parent.name))
     return found
+
+
+def fork_server() -> int:
+    """Its process id; it is started if need be."""
+    _decoders.prepare()
+    return _decoders._server._process.pid
+
+
+def children() -> set[int]:
+    """Process ids of the decoding children, zombies included."""
+    return children_of(fork_server())
+
+
+@pytest.fixture
+def another_server():
+    """What the test changes is what the fork server is started with."""
+    _decoders.close()
+    yield
+    _decoders.close()
 
 
 def wait_until(condition, seconds: float = 5.0) -> bool:
@@ -65,9 +86,9 @@ def test_the_layers_are_told():
 
 ATTEMPTS = """
 import ctypes, json, os, resource, signal, socket, sys, threading
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, *{path!r}]
 import sandbox
-request = sandbox.Request({path!r}, 0, 1, 60.0, 1 << 30, 1 << 30, 2.0, 0.02)
+request = sandbox.Request(0, 1, 60.0, 1 << 30, 1 << 30, 2.0, 0.02)
 before = set(sys.modules)
 layers, av = sandbox._confine(request)
 libc = ctypes.CDLL(None, use_errno=True)
@@ -219,9 +240,9 @@ def test_h08_a_child_that_computes_too_long_is_ended(long_file):
 
 LOOP = """
 import sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, *{path!r}]
 import sandbox
-sandbox._confine(sandbox.Request({path!r}, 0, 1, 60.0, 1 << 30, 1 << 30, 0.5, 0.02))
+sandbox._confine(sandbox.Request(0, 1, 60.0, 1 << 30, 1 << 30, 0.5, 0.02))
 while True:
     pass
 """
@@ -262,6 +283,7 @@ def test_a_child_that_is_killed(long_file):
     assert children() == before
 
 
+@pytest.mark.usefixtures("another_server")
 @pytest.mark.parametrize(
     ("number", "kind"),
     [(signal.SIGPROF, AudioTimeoutError), (signal.SIGXCPU, AudioTimeoutError), (signal.SIGSEGV, AudioCorruptError)],
@@ -306,51 +328,61 @@ LIES = {
 }
 LIAR = """
 import os, struct, sys
+sys.path.insert(0, {folder!r})
+import sandbox
 def out(data): os.write(1, data)
 def say(kind, payload): out(struct.pack("=cI", kind, len(payload)) + payload)
 header = {header!r}
+def serve(request, outcome):
 {lie}
+    os._exit(0)
+sandbox._serve = serve
+sandbox.main()
 """
 
 
 def lying(tmp_path, monkeypatch, lie: str) -> bytes:
     script = tmp_path / "liar.py"
-    script.write_text(LIAR.format(header=json.dumps(HEADER).encode(), lie=textwrap.dedent(lie)))
+    folder, said = str(SOURCE / "diarist" / "audio"), textwrap.indent(lie, "    ")
+    script.write_text(LIAR.format(folder=folder, header=json.dumps(HEADER).encode(), lie=said))
     monkeypatch.setattr(sandbox, "__file__", str(script))
     return b"any bytes"
 
 
+@pytest.mark.usefixtures("another_server")
 @pytest.mark.parametrize("kind", LIES)
 def test_a_child_that_lies(kind, tmp_path, monkeypatch):
     """As if the recording had taken the decoder over."""
-    before = children()
     with pytest.raises(AudioCorruptError) as caught:
         decode(lying(tmp_path, monkeypatch, LIES[kind]))
     assert str(caught.value).isprintable()
-    assert children() == before
+    assert children() == set()
 
 
+@pytest.mark.usefixtures("another_server")
 def test_a_child_that_never_stops_talking(tmp_path, monkeypatch):
     source = lying(tmp_path, monkeypatch, "say(b'H', header)\nwhile True: say(b'S', bytes(64000))")
     with pytest.raises(AudioTooLargeError, match="limit of 0:01:00"):
         decode(source, limits=DecodeLimits(max_duration_s=60))
 
 
+@pytest.mark.usefixtures("another_server")
 def test_a_child_that_stays_after_its_last_word(tmp_path, monkeypatch):
-    before = children()
     lie = "import time; say(b'H', header); say(b'S', bytes(8)); say(b'T', b'{\"reason\": \"\"}'); time.sleep(60)"
     started = time.monotonic()
     assert len(decode(lying(tmp_path, monkeypatch, lie))[0]) == 2
     assert time.monotonic() - started < 5
-    assert children() == before
+    assert children() == set()
 
 
+@pytest.mark.usefixtures("another_server")
 def test_a_decoder_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(SOURCE)])
     with pytest.raises(AudioError, match="install it again"):
         decode(b"any bytes")
 
 
+@pytest.mark.usefixtures("another_server")
 def test_an_interpreter_that_is_not_there(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(AudioError, match="cannot be started"):
@@ -400,10 +432,13 @@ def test_h42_no_copy_of_the_input_stays_on_disk(tmp_path, monkeypatch):
 
 PARENT = """
 import os, signal, sys, time
+from pathlib import Path
 from diarist.audio import open_audio
 stream = open_audio(sys.argv[1], block_s=1.0)
 next(stream)
-print(stream._close.__self__._process.pid, flush=True)
+from diarist.audio.decode import _decoders
+server = _decoders._server._process.pid
+print(server, *Path(f"/proc/{server}/task/{server}/children").read_text().split(), flush=True)
 time.sleep(60)
 """
 
@@ -412,17 +447,51 @@ def test_a_child_does_not_outlive_its_parent(long_file):
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     arguments = [sys.executable, "-c", PARENT, str(long_file)]
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        child = int(parent.stdout.readline())
-        assert Path(f"/proc/{child}").exists()
+        processes = [int(process) for process in parent.stdout.readline().split()]
+        assert len(processes) == 2
+        assert all(Path(f"/proc/{process}").exists() for process in processes)
         parent.kill()
 
-    def gone() -> bool:
+    def gone(process: int) -> bool:
         try:
-            return ") Z " in Path(f"/proc/{child}/stat").read_text()  # nobody may be there to reap it
+            return ") Z " in Path(f"/proc/{process}/stat").read_text()  # nobody may be there to reap it
         except OSError:
             return True
 
-    assert wait_until(gone)
+    assert wait_until(lambda: all(gone(process) for process in processes))
+
+
+# --- the fork server --------------------------------------------------------------------------------------------------
+
+
+def test_a_fork_server_that_is_killed_is_replaced(long_file):
+    before = fork_server()
+    stream = open_audio(long_file, block_s=60.0, name="talk")
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(AudioCorruptError, match="the decoder crashed on 'talk'"):
+        list(stream)
+    assert wait_until(lambda: ") Z " in Path(f"/proc/{before}/stat").read_text())
+    assert len(decode(encode(sound(0.2, SAMPLE_RATE), SAMPLE_RATE))[0])
+    assert fork_server() != before
+    assert not Path(f"/proc/{before}").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python's own, about what was forgotten
+def test_a_forgotten_stream_leaves_no_child(long_file):
+    before = children()
+    stream = open_audio(long_file, block_s=1.0)
+    assert len(children() - before) == 1
+    del stream
+    gc.collect()
+    assert wait_until(lambda: children() == before)
+
+
+def test_the_fork_server_keeps_nothing_of_its_children(long_file):
+    folder = Path(f"/proc/{fork_server()}/fd")
+    before = len(list(folder.iterdir()))
+    for _ in range(3):
+        open_audio(long_file, block_s=1.0).close()
+    assert wait_until(lambda: len(list(folder.iterdir())) == before)
 
 
 def test_many_at_once():

@@ -175,7 +175,7 @@ def decoded(lane: Lane, windows: list[np.ndarray]) -> list[tuple[int, ...] | Exc
 async def test_h24_out_of_memory_changes_no_neighbour(tiny_en_model, conversation, monkeypatch):
     windows = [conversation[first * 16_000 : (first + 6) * 16_000] for first in (5, 55, 105)]
     loop = DecodingLoop(load_whisper(tiny_en_model), choose("cpu", "float32"), rows=4, encode_batch=4)
-    expected = decoded(Lane("express", loop, 1.0), windows)
+    expected = decoded(Lane("express", loop, 1.0, time.perf_counter), windows)
     encoder, features_of = loop._encoder, loop._features
 
     def little_memory(features):
@@ -189,7 +189,7 @@ async def test_h24_out_of_memory_changes_no_neighbour(tiny_en_model, conversatio
         return features_of(waveforms)
 
     monkeypatch.setattr(loop, "_encoder", little_memory)
-    lane = Lane("express", loop, 1.0)
+    lane = Lane("express", loop, 1.0, time.perf_counter)
     assert decoded(lane, windows) == expected
     assert lane.halvings == 2
     monkeypatch.setattr(loop, "_features", one_is_too_much)

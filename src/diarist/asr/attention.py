@@ -87,7 +87,7 @@ def in_float32(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     """Two products and a softmax in float32.
 
     For bfloat16 oneDNN makes a program for every shape that it meets, which takes a millisecond and 0.7 MB that are
-    kept: of a past that grows, hundreds. Products in float32 need none, and the copy is made in any case.
+    kept: of a past that grows, hundreds. Products in float32 need none, and a decoder's past mostly is in it.
     """
     if queries.shape[2] > _FEW:
         return fused(queries, keys, values, mask)

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
@@ -42,7 +43,8 @@ from diarist.asr.passes import Passes, PassRow
 from diarist.asr.planning import MAX_DRAFT, Agreement, Assistance, Costs, Phrases, pays, plan
 from diarist.asr.rules import RuleState, packed_state, sample, suppression_bias
 from diarist.asr.text import Vocabulary
-from diarist.compute import Compute, for_logits, linear, recorder
+from diarist.compute import Compute, for_few_rows, linear, recorder
+from diarist.contention import undisturbed
 from diarist.models import WhisperCheckpoint
 from diarist.stopwatch import Stopwatch
 
@@ -50,6 +52,7 @@ _SEED = 0
 _ADMITTED = 4.0  # outcomes of drafts that what is known of a recording counts for in a new row
 _TOKENS_PER_S = 4.0  # of speech, about
 _CALIBRATED_TOKENS = (1, 3, MAX_DRAFT + 1)
+_CALIBRATED_DRAFT = 4
 _CALIBRATION_S = 0.8
 _CALIBRATION_POSITION = 24
 _TIMESTAMP_SLACK = 25  # encoder positions, half a second: timestamps are often off by a few tenths
@@ -158,11 +161,14 @@ class DecodingLoop:
         self.dims = dims
         self.compute = compute
         self._features = LogMel(dims.n_mels, compute.device)
-        self._encoder = Encoder(dims, checkpoint.tensors, compute)
-        self._decoder = Decoder(dims, checkpoint.tensors, compute, checkpoint.alignment_heads)
-        self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
         bias = suppression_bias(self.vocabulary, checkpoint.suppress_tokens)
-        self._logits = linear(checkpoint.tensors["decoder.token_embedding.weight"], bias, for_logits(compute))
+        with ThreadPoolExecutor() as pool:  # making weights ready leaves processors idle
+            encoder = pool.submit(Encoder, dims, checkpoint.tensors, compute)
+            decoder = pool.submit(Decoder, dims, checkpoint.tensors, compute, checkpoint.alignment_heads)
+            embedding = checkpoint.tensors["decoder.token_embedding.weight"]
+            self._logits = linear(embedding, bias, for_few_rows(compute))
+            self._encoder, self._decoder = encoder.result(), decoder.result()
+        self._blank = tuple(number for number in checkpoint.begin_suppress_tokens if number < self.vocabulary.end)
         self.assistant = assistant
         self.costs = costs
         self._begin(rows, encode_batch)
@@ -175,7 +181,13 @@ class DecodingLoop:
         self.encode_batch = min(encode_batch, rows)
         self.limit = rows
         """Rows that may be in use; lowered by `restart`."""
-        self._cache = DecoderCache(self.dims, rows, len(self._decoder.alignment_heads), self.compute)
+        self._cache = DecoderCache(
+            self.dims,
+            rows,
+            len(self._decoder.alignment_heads),
+            self.compute,
+            keep_hidden=self.assistant is not None and self.assistant.follows,
+        )
         self._beam_cache: DecoderCache | None = None
         self._generator = torch.Generator(self.compute.device).manual_seed(_SEED)
         self._waiting: deque[Job] = deque()
@@ -215,6 +227,10 @@ class DecodingLoop:
     @torch.inference_mode()
     def step(self) -> None:
         """Admit what fits, write a token or more in every row, deliver what is finished."""
+        with undisturbed(self.compute.device):
+            self._step()
+
+    def _step(self) -> None:
         self._drop_cancelled()
         if self._waiting and self._waiting[0].beam_size > 1 and len(self._active) < self.limit:
             self._search(self._waiting[0])
@@ -364,7 +380,9 @@ class DecodingLoop:
         hidden = self._decoder(prompts[:, :read], torch.zeros_like(prompts[:, 0]), cache, rows)
         starts = [job.prompt.index(self.vocabulary.start) for job in jobs]
         at_start = hidden[torch.arange(len(jobs)), torch.tensor(starts)]
-        probabilities = F.linear(at_start, self._decoder.embedding).float().softmax(dim=1)[:, self.vocabulary.no_speech]
+        embedding = self._decoder.embedding
+        logits = F.linear(at_start.to(embedding.dtype), embedding).float()
+        probabilities = logits.softmax(dim=1)[:, self.vocabulary.no_speech]
         for job, probability in zip(jobs, probabilities.tolist(), strict=True):
             job.no_speech_prob = probability
 
@@ -461,12 +479,13 @@ class DecodingLoop:
             rows = [_pass_row(job, text[: tokens - 1]) for job in self._active]
             return measured(lambda: self._passes(rows))
 
-        def drafted() -> float:
-            length = 4
-            rows = [DraftRow([self.vocabulary.start, *text], length, Phrases()) for _ in self._active]
-            state = self._rule_state(self._active)
-            drafter.draft(rows, state, 0.0)  # reads the text
-            return measured(lambda: drafter.draft(rows, state, 0.0)) / length
+        def drafted(length: int) -> float:
+            def draft() -> None:
+                rows = [DraftRow([*job.prompt, *job.tokens], length, Phrases()) for job in self._active]
+                drafter.draft(rows, self._rule_state(self._active), 0.0)
+
+            draft()  # reads the text
+            return measured(draft)
 
         windows = torch.zeros(1, WINDOW_SAMPLES, device=self.compute.device)
         states = torch.zeros(
@@ -474,6 +493,7 @@ class DecodingLoop:
         )
         admit = measured(lambda: drafter.admit(0, windows, states))
         table: list[tuple[float, ...]] = []
+        begins: list[float] = []
         drafts: list[float] = []
         try:
             for rows in sizes:
@@ -483,10 +503,12 @@ class DecodingLoop:
                 ]
                 self._passes([_pass_row(job, ()) for job in self._active])  # memory is had at the first touch
                 table.append(tuple(passes(tokens) for tokens in _CALIBRATED_TOKENS))
-                drafts.append(drafted())
+                one, several = drafted(1), drafted(_CALIBRATED_DRAFT)
+                drafts.append(max(0.0, several - one) / (_CALIBRATED_DRAFT - 1))
+                begins.append(max(0.0, one - drafts[-1]))
         finally:
             self._active = []
-        return Costs(sizes, _CALIBRATED_TOKENS, tuple(table), tuple(drafts), admit)
+        return Costs(sizes, _CALIBRATED_TOKENS, tuple(table), tuple(begins), tuple(drafts), admit)
 
     def _finish_rows(self) -> None:
         """Deliver or restart the rows that have written their last token."""
@@ -551,11 +573,13 @@ class DecodingLoop:
         first = len(job.prompt) - 1  # the query at a position is the one that wrote the token after it
         queries = cache.alignment_queries[row, first : first + tokens + 1]
         positions = max(1, -(-len(job.waveform) // (HOP_SAMPLES * FRAMES_PER_POSITION)))
-        heard = {layer: cache.cross(layer, slice(row, row + 1))[0] for layer, _ in self._decoder.alignment_heads}
-        keys = torch.stack([heard[layer][0][0, head, :positions] for layer, head in self._decoder.alignment_heads])
+        heads = self._decoder.alignment_heads
+        heard = [cache.cross_keys[layer].read(row, head, cache.heard[row], positions) for layer, head in heads]
         begin = self.vocabulary.timestamp_begin
         written = [token - begin if token >= begin else None for token in job.tokens[:tokens]]
-        similarity = within_passages(attention_similarity(queries, keys), [*written, None], _TIMESTAMP_SLACK)
+        similarity = within_passages(
+            attention_similarity(queries, torch.stack(heard)), [*written, None], _TIMESTAMP_SLACK
+        )
         starts = token_starts(similarity)
         return tuple((starts * POSITION_S).tolist())
 

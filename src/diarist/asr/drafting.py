@@ -15,11 +15,11 @@ from torch import Tensor
 
 from diarist.asr.features import LogMel
 from diarist.asr.mapping import TokenMapping
-from diarist.asr.network import Decoder, DecoderCache, Encoder
+from diarist.asr.network import Decoder, DecoderCache, Encoder, is_native
 from diarist.asr.planning import Phrases
 from diarist.asr.rules import RuleState, choose
 from diarist.asr.text import Vocabulary
-from diarist.compute import Compute, linear, rough
+from diarist.compute import Compute, for_few_rows, linear, rough
 from diarist.errors import OptionError
 from diarist.models import WhisperCheckpoint
 
@@ -80,6 +80,8 @@ class Assistant(Protocol):
     """Probability that the next drafted token is right, before anything is known."""
     encodes: bool
     """Whether windows cost it anything when they are admitted."""
+    follows: bool
+    """Whether it reads the main decoder's hidden states, which the loop's cache keeps for it then."""
 
     def serves(self, language: str, task: str) -> bool:
         """Whether it knows how to do this; language is an ISO code."""
@@ -98,6 +100,7 @@ class NgramAssistant:
     kind = "n-gram"
     expected = 0.5
     encodes = False
+    follows = False
 
     def serves(self, language: str, task: str) -> bool:  # noqa: ARG002 - it knows all of them
         return True
@@ -132,7 +135,8 @@ class DecoderAssistant:
     """A smaller Whisper, or the decoder of one.
 
     Where its encoder is the main model's, that one's states serve both, and a layer whose cross-attention keys and
-    values are projected alike reads the main model's own.
+    values are projected alike reads the main model's own. One with `decoder.fuse` follows the main decoder: it reads
+    each token with the hidden state that it was chosen from, of its own drafts with its own state.
 
     Args:
         checkpoint: Of the assistant; without encoder tensors, its encoder is the main model's.
@@ -154,16 +158,17 @@ class DecoderAssistant:
         shared = shares_encoder(checkpoint, main)
         self.encodes = not shared
         self.kind = "decoder on the main encoder" if shared else "model with its own encoder"
-        self.expected = 0.75
         self.encoder = None if shared else Encoder(dims, checkpoint.tensors, compute)
         self.features = None if shared else LogMel(dims.n_mels, compute.device)
         self.decoder = Decoder(dims, checkpoint.tensors, rough(compute))
+        self.follows = self.decoder.fuse is not None
+        self.expected = 0.5 if self.follows else 0.75  # an hour of recordings makes the former, a corpus the latter
         self.borrowed = _equal_cross_attention(checkpoint, main) if shared else {}
         self.numbers = _drafted_tokens(self.vocabulary, checkpoint.suppress_tokens).to(compute.device)
         first_stamp = len(self.numbers) - 1501
         self.layout = _Frequent(first_stamp - 1, first_stamp)
         embedding = checkpoint.tensors["decoder.token_embedding.weight"]
-        self.logits = linear(embedding[self.numbers.to(embedding.device)], None, rough(compute))
+        self.logits = linear(embedding[self.numbers.to(embedding.device)], None, for_few_rows(rough(compute)))
 
     def serves(self, language: str, task: str) -> bool:
         return self.mapping.serves(language, task)
@@ -184,15 +189,20 @@ class _DecoderDrafter:
     """Reads what the main model wrote and goes on from there, in a cache of its own.
 
     `_read[row]` is what a row's cache holds, drafts included. What of it the main model did not confirm shows when the
-    row's text is compared with it, and is overwritten.
+    row's text is compared with it, and is overwritten. Drafts that were read with states of its own are read again with
+    those of the main model.
     """
 
     def __init__(self, assistant: DecoderAssistant, cache: DecoderCache) -> None:
         self._of = assistant
+        compute = rough(assistant.compute)
+        alike = cache.is_native == is_native(assistant.dims, compute)  # in how they keep what was heard
         borrowed = {
-            mine: (cache.cross_keys[theirs], cache.cross_values[theirs]) for mine, theirs in assistant.borrowed.items()
+            mine: (cache.cross_keys[theirs], cache.cross_values[theirs])
+            for mine, theirs in (assistant.borrowed if alike else {}).items()
         }
-        self._cache = DecoderCache(assistant.dims, cache.rows, 0, assistant.compute, borrowed)
+        self._cache = DecoderCache(assistant.dims, cache.rows, 0, compute, borrowed)
+        self._main = cache
         self._read: list[list[int]] = [[] for _ in range(cache.rows)]
 
     def admit(self, first: int, windows: Tensor, states: Tensor) -> None:
@@ -228,11 +238,14 @@ class _DecoderDrafter:
                 break
             rules = rules.after(choice.tokens, assistant.layout.timestamp_begin)
             every = slice(0, len(rows))
-            hidden = assistant.decoder(tokens[:, None], positions, self._cache, every, reach + len(drafted))[:, 0]
+            hidden = assistant.decoder(
+                tokens[:, None], positions, self._cache, every, reach + len(drafted), before=hidden[:, None]
+            )[:, 0]
             positions = positions + 1
         drafts = torch.stack(drafted, dim=1).tolist()
         for row, (text, draft) in enumerate(zip(texts, drafts, strict=True)):
-            self._read[row] = [*text, *draft[:-1]] if text else []
+            kept = [] if assistant.follows else draft[:-1]
+            self._read[row] = [*text, *kept] if text else []
         return [
             self._in_main(draft)[: row.length] if text else []
             for row, text, draft in zip(rows, texts, drafts, strict=True)
@@ -267,12 +280,13 @@ class _DecoderDrafter:
         device = self._of.compute.device
         count = max(len(each) for each in tokens)
         padded = [[*each, *[self._of.vocabulary.end] * (count - len(each))] for each in tokens]
+        places = torch.tensor(starts, device=device)
+        before = None
+        if self._main.hidden_before is not None:
+            read = places[:, None] + torch.arange(count, device=device)
+            before = self._main.hidden_before[rows][torch.arange(len(tokens), device=device)[:, None], read]
         return self._of.decoder(
-            torch.tensor(padded, device=device),
-            torch.tensor(starts, device=device),
-            self._cache,
-            rows,
-            max(starts) + count,
+            torch.tensor(padded, device=device), places, self._cache, rows, max(starts) + count, before=before
         )
 
 

@@ -106,8 +106,10 @@ class Passes:
     def __call__(self, rows: Sequence[PassRow]) -> Passed:
         """Read each row's last token and its draft, and choose what follows."""
         longest, furthest = max(len(row.draft) for row in rows), max(row.start for row in rows)
-        lengths = _EAGER_DRAFTS if self._recorder is None else _DRAFTS
-        width = min(1 + next(length for length in lengths if longest <= length), self._cache.positions - furthest)
+        if not self._decoder.is_native:
+            lengths = _EAGER_DRAFTS if self._recorder is None else _DRAFTS
+            longest = next(length for length in lengths if longest <= length)
+        width = min(1 + longest, self._cache.positions - furthest)
         reach = furthest + width
         blank = self._blank if any(not row.written and not row.timestamps for row in rows) else ()
         shape = _Shape(len(rows), width, reach, blank)

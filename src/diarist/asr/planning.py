@@ -27,8 +27,10 @@ class Costs:
     """Tokens per row that were measured, increasing."""
     passes: tuple[tuple[float, ...], ...]
     """passes[i][j]: a pass of the main decoder over rows[i] rows of tokens[j] tokens, output and choice included."""
+    begins: tuple[float, ...]
+    """begins[i]: what a draft of rows[i] rows takes however short it is."""
     drafts: tuple[float, ...]
-    """drafts[i]: one drafted token in each of rows[i] rows."""
+    """drafts[i]: one drafted token more in each of rows[i] rows."""
     admit: float
     """What the assistant does once for a window of full length."""
 
@@ -36,9 +38,10 @@ class Costs:
         """A pass over `tokens` tokens of each of `rows` rows."""
         return float(np.interp(rows, self.rows, [np.interp(tokens, self.tokens, each) for each in self.passes]))
 
-    def draft(self, rows: int) -> float:
-        """One drafted token in each of `rows` rows."""
-        return float(np.interp(rows, self.rows, self.drafts))
+    def draft(self, rows: int, tokens: int) -> float:
+        """Drafting `tokens` tokens in each of `rows` rows."""
+        begin, each = (float(np.interp(rows, self.rows, seconds)) for seconds in (self.begins, self.drafts))
+        return begin + tokens * each if tokens else 0.0
 
 
 @dataclass(slots=True)
@@ -165,19 +168,23 @@ def plan(agreement: Sequence[float], most: Sequence[int], costs: Costs, *, sunk:
         least: Draft at least this, even if it does not pay.
     """
     n = len(most)
-    draft = 0.0 if sunk else costs.draft(n)
+
+    def seconds(tokens: int) -> float:
+        return (0.0 if sunk else costs.draft(n, tokens)) + costs.verify(n, 1 + tokens)
+
     length, best_rate = 0, n / costs.verify(n, 1) * _MARGIN
     reached, expected = [1.0] * n, float(n)
     for tokens in range(1, max(most, default=0) + 1):
         for row in range(n):
             reached[row] = reached[row] * agreement[row] if tokens <= most[row] else 0.0
         expected += sum(reached)
-        rate = expected / (tokens * draft + costs.verify(n, 1 + tokens))
+        rate = expected / seconds(tokens)
         if rate > best_rate or (tokens <= least and tokens > length):
             length, best_rate = tokens, rate
     if not length:
         return Plan(0)
-    return Plan(length, best_rate * (draft + costs.verify(n, 1 + length) - costs.verify(n, length)))
+    each = 0.0 if sunk else costs.draft(n, 2) - costs.draft(n, 1)
+    return Plan(length, best_rate * (each + costs.verify(n, 1 + length) - costs.verify(n, length)))
 
 
 def pays(agreement: float, tokens: float, rows: int, costs: Costs, length: float = 1.0) -> bool:
@@ -194,5 +201,5 @@ def pays(agreement: float, tokens: float, rows: int, costs: Costs, length: float
     if not draft:
         return False
     expected = sum(agreement**k for k in range(draft + 1))
-    seconds = (draft * costs.draft(rows) + costs.verify(rows, 1 + draft)) / expected / rows
+    seconds = (costs.draft(rows, draft) + costs.verify(rows, 1 + draft)) / expected / rows
     return tokens * (costs.verify(rows, 1) / rows - seconds) > costs.admit * length

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diarist import native
 from diarist.asr.features import POSITION_S
 from diarist.asr.text import Vocabulary
 
@@ -153,7 +154,9 @@ class Choice:
         """
         parts = self._text, self._text_allowed, self._best, self._end, self._stamp_sum
         text, text_allowed, best, end, stamp_sum = parts if rows is None else (part[rows] for part in parts)
-        text_sum = text.float().logsumexp(dim=1).masked_fill(~text_allowed, _NEVER)
+        text_sum = (native.log_sums(text) if _is_native(text) else text.float().logsumexp(dim=1)).masked_fill(
+            ~text_allowed, _NEVER
+        )
         return best - torch.logaddexp(torch.logaddexp(text_sum, end), stamp_sum)
 
 
@@ -166,6 +169,11 @@ def choose(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[in
         vocabulary: Where text, end and timestamps lie.
         blank: Text tokens that may not come first where no timestamp does. Naming them costs a copy of the logits.
     """
+    if not blank and _is_native(logits):
+        states = (state.first, state.timestamps, state.opened, state.paired, state.last)
+        layout = vocabulary.end, vocabulary.timestamp_begin, _FIRST_TIMESTAMP_STEPS
+        tokens, best, end, stamp_sum, text_allowed = native.choose(logits, states, *layout)
+        return Choice(tokens, best, end, stamp_sum, logits[:, : vocabulary.end], text_allowed)
     parts = _parts(logits, state, vocabulary, blank)
     text_best, text_token = parts.text.max(dim=1)
     text_best = text_best.float().masked_fill(~parts.text_allowed, _NEVER)
@@ -178,6 +186,11 @@ def choose(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[in
     ending = torch.full_like(text_token, vocabulary.end)
     tokens = torch.stack([text_token, ending, stamp_token + vocabulary.timestamp_begin]).gather(0, part[None])[0]
     return Choice(tokens, best, end, stamp_sum, parts.text, parts.text_allowed & ~stamp_wins)
+
+
+def _is_native(logits: Tensor) -> bool:
+    on_cpu = logits.device.type == "cpu" and logits.dtype == torch.float32
+    return on_cpu and logits.stride(1) == 1 and native.is_available()
 
 
 def greedy(logits: Tensor, state: RuleState, vocabulary: Layout, blank: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:

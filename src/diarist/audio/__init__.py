@@ -9,6 +9,7 @@ from diarist.audio.decode import (
     decode,
     ffmpeg_version,
     open_audio,
+    prepare,
     sandbox_layers,
     waveform_stream,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "decode",
     "ffmpeg_version",
     "open_audio",
+    "prepare",
     "sandbox_layers",
     "waveform_stream",
 ]

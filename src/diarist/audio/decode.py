@@ -1,7 +1,8 @@
 """From the bytes of a recording to its samples: the only door.
 
-FFmpeg (through PyAV) reads what strangers send, so it runs in a child process, `sandbox.py`, from which everything
-else is taken: files, network, processes, memory beyond a cap. One child decodes one recording and ends. This side opens
+FFmpeg (through PyAV) reads what strangers send, so it runs in a process of its own, `sandbox.py`, from which everything
+else is taken: files, network, processes, memory beyond a cap. One child decodes one recording and ends. It is forked
+from a server that has PyAV ready, which is started with the first recording and ends with this process. This side opens
 the file, hands over its descriptor (never a name), reads samples from a pipe and words the errors.
 
     with open_audio("meeting.mp3") as stream:
@@ -14,6 +15,7 @@ decoded, is counted in its own processor time, which stands still while the pipe
 computing there is a second one, `wait_factor` times as long, counted only while this side waits for the child.
 """
 
+import atexit
 import contextlib
 import functools
 import io
@@ -21,15 +23,17 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias, cast
+from typing import Any, BinaryIO, Self, TypeAlias
 
 import numpy as np
 import soxr
@@ -57,6 +61,7 @@ _MESSAGE_BYTES = 65_536  # longest JSON message that is believed
 _LONGEST_CLAIM_S = 2.0**64  # more than FFmpeg can count
 _SPOOL_CHUNK_BYTES = 1 << 20
 _LOUDEST = 2.0**32  # beyond any integer scale that floats are written in; its square still fits in float32
+_GONE_S = 10.0  # for the kernel to end a child that was killed
 _CUT_SHORT_S, _CUT_SHORT_SHARE = 1.0, 0.02  # a header's duration may be off by so much, whichever is more
 
 
@@ -243,6 +248,12 @@ def waveform_stream(waveform: NDArray[Any], sample_rate: int, block_s: float = 6
     return AudioStream(info, _resampled(waveform, int(sample_rate), warnings), block_s, warnings, lambda: None)
 
 
+def prepare() -> None:
+    """Begin to start the decoder, so that the first recording need not wait for it. Returns at once and raises nothing."""
+    with contextlib.suppress(AudioError):  # the first recording says it
+        _decoders.prepare()
+
+
 def sandbox_layers() -> tuple[str, ...]:
     """What confines the decoding child on this machine, for a start-up log. Starts one child the first time.
 
@@ -273,7 +284,6 @@ def _probe() -> tuple[tuple[str, ...], str]:
 
 def _request(limits: DecodeLimits, start_bytes: int, size_bytes: int) -> sandbox.Request:
     return sandbox.Request(
-        import_path=[str(entry) for entry in sys.path if os.path.isabs(entry)],  # noqa: PTH117 - no Path is wanted
         start_bytes=start_bytes,
         size_bytes=size_bytes,
         max_duration_s=limits.max_duration_s,
@@ -361,6 +371,88 @@ def _check_block(block_s: float) -> None:
         raise OptionError("block_s", f"expected a length in seconds, above 0 and up to a day, not {block_s}")
 
 
+# --- the fork server --------------------------------------------------------------------------------------------------
+
+
+class _ForkServer:
+    """The process that children are forked from; this side of `sandbox._ForkServer`."""
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        paths = [entry for entry in sys.path if os.path.isabs(entry)]  # noqa: PTH117 - no Path is wanted
+        with theirs:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own file, no shell, no name of a recording
+                    [sys.executable, "-I", "-B", "-S", sandbox.__file__, json.dumps(paths)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env={key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._orders.close()
+                raise AudioError(f"the audio decoder cannot be started ({error.strerror})") from error
+
+    def order(self, request: sandbox.Request, *descriptors: int) -> None:
+        """Have a child forked. Raises an `OSError` if there is no server any more."""
+        socket.send_fds(self._orders, [json.dumps(asdict(request)).encode()], descriptors)
+
+    def close(self) -> None:
+        """End it, and every child."""
+        self._orders.close()
+        try:
+            self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:  # somebody stopped it
+            self._process.kill()
+            self._process.wait()
+
+
+class _Decoders:
+    """The one fork server of this process. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._server: _ForkServer | None = None
+
+    def order(self, request: sandbox.Request, *descriptors: int) -> None:
+        """Have a child forked, by a new server if there is none, or none any more."""
+        with self._lock:
+            try:
+                try:
+                    self._prepared().order(request, *descriptors)
+                except ConnectionError:  # it was killed
+                    self._close()
+                    self._prepared().order(request, *descriptors)
+            except OSError as error:
+                raise AudioError(f"the audio decoder cannot be reached ({error.strerror})") from error
+
+    def prepare(self) -> None:
+        """Start the server, without waiting until it is ready."""
+        with self._lock:
+            self._prepared()
+
+    def _prepared(self) -> _ForkServer:
+        if self._server is None:
+            self._server = _ForkServer()
+        return self._server
+
+    def close(self) -> None:
+        """End the server; the next recording starts another."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+_decoders = _Decoders()
+atexit.register(_decoders.close)
+
+
 # --- what comes back --------------------------------------------------------------------------------------------------
 
 
@@ -372,21 +464,18 @@ class _Child:
         self.limits = limits
         self._allowed_s = limits.base_deadline_s
         self._waited_s = 0.0
-        library_path = {key: value for key, value in os.environ.items() if key == "LD_LIBRARY_PATH"}
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own file, no shell, no name of the recording
-                [sys.executable, "-I", "-B", "-S", sandbox.__file__, json.dumps(asdict(request))],
-                stdin=descriptor,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                cwd="/",
-                env=library_path,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise AudioError(f"the audio decoder cannot be started ({error.strerror})") from error
-        self._pipe = cast("io.FileIO", self._process.stdout)
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            try:
+                read_end, write_end = os.pipe()
+                theirs.callback(os.close, write_end)
+                self._pipe = ours.enter_context(open(read_end, "rb", buffering=0))  # noqa: PTH123 - a descriptor
+                self._leash, end = socket.socketpair()
+                ours.enter_context(self._leash)
+                theirs.enter_context(end)
+            except OSError as error:
+                raise AudioError(f"the audio decoder cannot be reached ({error.strerror})") from error
+            _decoders.order(request, descriptor, write_end, end.fileno())
+            ours.pop_all()
         self._poll = select.poll()
         self._poll.register(self._pipe)
 
@@ -483,11 +572,11 @@ class _Child:
         return facts
 
     def close(self) -> None:
-        """Kill the child's whole group and reap it."""
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """Kill the child, and wait until it is gone. Twice is harmless."""
+        with contextlib.suppress(OSError):  # closed before, or its end came first
+            self._leash.shutdown(socket.SHUT_WR)
+            self._exit_code(_GONE_S)
+        self._leash.close()
         self._pipe.close()
 
     def _read(self, count: int) -> bytearray:
@@ -510,10 +599,16 @@ class _Child:
     def _died(self) -> AudioError:
         """The error for a child that went without a word."""
         try:
-            status = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:  # it closed the pipe and stays
+            ended_by = -self._exit_code(1.0)
+        except TimeoutError:  # it closed the pipe and stays
             return self.error("failed")
-        return self.error("deadline" if -status in (signal.SIGPROF, signal.SIGXCPU) else "crashed")
+        return self.error("deadline" if ended_by in (signal.SIGPROF, signal.SIGXCPU) else "crashed")
+
+    def _exit_code(self, timeout_s: float) -> int:
+        """Of the child, once it is gone; 0 if the fork server went with it. Raises `TimeoutError`."""
+        self._leash.settimeout(timeout_s)
+        told = self._leash.recv(sandbox.EXIT_CODE.size)
+        return int(sandbox.EXIT_CODE.unpack(told)[0]) if told else 0
 
 
 def _read_info(child: _Child) -> tuple[AudioInfo, bool]:

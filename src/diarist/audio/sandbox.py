@@ -1,10 +1,15 @@
 """The child process that turns the bytes of a recording into samples, with everything else taken from it.
 
-Run by file, never imported by the parent for its work: `python -I -B -S sandbox.py REQUEST`. Of the parent it gets a
-JSON request as its argument, the recording as descriptor 0 and a pipe as descriptor 1; nothing else. It imports the
-standard library and PyAV and starts in less than 0.1 s.
+Run by file, never imported by the parent for its work: `python -I -B -S sandbox.py PATHS`. To start Python and to import
+PyAV takes a tenth of a second, as long as it takes to decode minutes; so that is done once, by a *fork server*, which
+itself never reads a byte of a recording. For each recording it forks a child, which has the recording as descriptor 0, a
+pipe as descriptor 1 and nothing else.
 
-What it says on the pipe is a sequence of messages, each a `PREFIX` (kind, length) and a payload:
+The fork server gets its orders from a socket, descriptor 0: each a JSON request with three descriptors, those two and a
+*leash*. When the other end of the leash is shut, the child is killed; when the child has ended, its exit code comes back
+through it. When nobody holds the other end of the socket any more, the fork server ends, and with it all children.
+
+What a child says on the pipe is a sequence of messages, each a `PREFIX` (kind, length) and a payload:
 
     H   once, first: JSON, the facts of the container (see `_header`)
     S   any number: mono float32 samples at 16 kHz, native byte order, at most `PIECE_BYTES`
@@ -19,16 +24,19 @@ a slow reader of the pipe uses none; one that loops for ever is ended by SIGPROF
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
+import select
 import signal
+import socket
 import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 16_000
 SAMPLE_BYTES = 4  # float32
 PREFIX = struct.Struct("=cI")
+EXIT_CODE = struct.Struct("=i")
+"""What comes back through a leash: negative is a signal."""
 PIECE_BYTES = SAMPLE_RATE * SAMPLE_BYTES  # one second: little waiting for the first sound, few messages
 
 # FFmpeg's names of demuxers. Whatever else its probing takes the bytes for (a playlist, an image, a subtitle) is refused.
@@ -77,8 +87,6 @@ class Refusal(Exception):  # noqa: N818 - it says what is done, and the parent's
 class Request:
     """What the parent asks for. Fields as in `decode.DecodeLimits` where the names agree."""
 
-    import_path: list[str]
-    """Where PyAV may be imported from: the parent's own `sys.path`, because -I and -S leave the child none."""
     start_bytes: int
     """Where in the descriptor the recording begins."""
     size_bytes: int
@@ -105,7 +113,7 @@ class _Outcome:
 
 # --- the layers -------------------------------------------------------------------------------------------------------
 
-_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 1, 22, 2, 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000
 
 # System calls left to the child once everything is imported, as (x86-64, AArch64) numbers; -1 where there is none. All
@@ -144,8 +152,6 @@ def _limit(request: Request) -> None:
 
 def _system_call(name: str, *arguments: object) -> bool:
     """Call a function of the C library that answers 0 when it worked. False also where there is no such function."""
-    import ctypes  # noqa: PLC0415 - only the child needs it
-
     function = getattr(ctypes.CDLL(None), name, None)
     return function is not None and function(*arguments) == 0
 
@@ -178,8 +184,6 @@ def _filter_program(machine: str) -> bytes:
 
 def _filter_system_calls() -> bool:
     """From here on only `_ALLOWED_CALLS`. False on another machine or a kernel without filters."""
-    import ctypes  # noqa: PLC0415 - only the child needs it
-
     machine = os.uname().machine
     if machine not in _MACHINES or sys.maxsize < 2**32:
         return False
@@ -484,8 +488,22 @@ def _send(kind: bytes, payload: bytes) -> None:
         unsent = unsent[os.write(1, unsent) :]
 
 
+def _import_av() -> Any:
+    """The `av` module, complete."""
+    try:
+        import av  # noqa: PLC0415 - the parent imports this module, and not PyAV
+
+        # PyAV imports these when it first meets subtitles, which is too late to open files.
+        import av.subtitles.codeccontext  # noqa: PLC0415
+        import av.subtitles.stream  # noqa: PLC0415
+        import av.subtitles.subtitle  # noqa: PLC0415
+    except ImportError as error:
+        raise Refusal("unavailable", str(error)) from error
+    return av
+
+
 def _confine(request: Request) -> tuple[list[str], Any]:
-    """Take away what is not needed, import PyAV, then take away the rest.
+    """Take away what is not needed, import PyAV unless the fork server has, then take away the rest.
 
     Returns:
         The names of the layers in force, and the `av` module.
@@ -497,16 +515,7 @@ def _confine(request: Request) -> tuple[list[str], Any]:
         layers.append("no new privileges")
     if _cut_network():
         layers.append("no network")
-    sys.path[:] += request.import_path
-    try:
-        import av  # noqa: PLC0415 - inside the limits
-
-        # PyAV imports these when it first meets subtitles, which is too late to open files.
-        import av.subtitles.codeccontext  # noqa: PLC0415
-        import av.subtitles.stream  # noqa: PLC0415
-        import av.subtitles.subtitle  # noqa: PLC0415
-    except ImportError as error:
-        raise Refusal("unavailable", str(error)) from error
+    av = _import_av()
     if _filter_system_calls():
         layers.append("system call filter")
     return layers, av
@@ -526,9 +535,8 @@ def _serve(request: Request, outcome: _Outcome) -> None:
     _Decoder(av, request, _send, outcome).run(container, stream)
 
 
-def main() -> None:
-    """Answer the request in the first argument, and leave without any clean-up that could hang."""
-    request = Request(**json.loads(sys.argv[1]))
+def _answer(request: Request) -> NoReturn:
+    """The child's whole life; it leaves without any clean-up that could hang."""
     outcome = _Outcome()
     try:
         _serve(request, outcome)
@@ -540,8 +548,102 @@ def main() -> None:
         os._exit(0)  # nobody listens any more
     except Exception as error:  # noqa: BLE001 - whatever a hostile file provokes is an answer too
         outcome.reason, outcome.detail = "failed", type(error).__name__
-    _send(b"T", json.dumps(asdict(outcome)).encode())
+    with contextlib.suppress(BrokenPipeError):
+        _send(b"T", json.dumps(asdict(outcome)).encode())
     os._exit(0)
+
+
+# --- the fork server --------------------------------------------------------------------------------------------------
+
+_ORDER_BYTES = 4096
+
+
+class _ForkServer:
+    """Forks a child for each order, ends it when its leash is let go, and says how it ended."""
+
+    def __init__(self, orders: socket.socket) -> None:
+        self._orders = orders
+        self._leashes: dict[int, socket.socket] = {}  # by the child's process id
+        self._children: dict[int, int] = {}  # process ids by the leash's descriptor
+        self._poll = select.poll()
+
+    def run(self) -> None:
+        """Until nobody can give orders any more."""
+        woken, wake = os.pipe()
+        for end in (woken, wake):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that there is something to wake up for
+        self._poll.register(self._orders, select.POLLIN)
+        self._poll.register(woken, select.POLLIN)
+        while True:
+            # What was registered first comes first: no leash gets the number of one that is closed later in the list.
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._orders.fileno():
+                    if not self._take_order():
+                        return
+                elif descriptor == woken:
+                    os.read(woken, _ORDER_BYTES)
+                    self._reap()
+                elif descriptor in self._children:
+                    self._poll.unregister(descriptor)
+                    os.kill(self._children[descriptor], signal.SIGKILL)  # not reaped yet, so it is nobody else
+
+    def _take_order(self) -> bool:
+        """Fork; False if there will be no more orders."""
+        order, descriptors, _, _ = socket.recv_fds(self._orders, _ORDER_BYTES, 3)
+        if not order:
+            return False
+        recording, pipe, end = descriptors
+        leash = socket.socket(fileno=end)
+        server = os.getpid()
+        try:
+            child = os.fork()
+        except OSError:  # too many processes: the parent sees an end without a word
+            leash.close()
+        else:
+            if not child:
+                _become_child(recording, pipe, server)
+                _answer(Request(**json.loads(order)))
+            self._leashes[child] = leash
+            self._children[leash.fileno()] = child
+            self._poll.register(leash, select.POLLRDHUP)
+        os.close(recording)
+        os.close(pipe)
+        return True
+
+    def _reap(self) -> None:
+        while self._leashes:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if not child:
+                return
+            with self._leashes.pop(child) as leash:
+                del self._children[leash.fileno()]
+                with contextlib.suppress(KeyError):  # it was let go
+                    self._poll.unregister(leash)
+                with contextlib.suppress(OSError):  # nobody asks any more
+                    leash.send(EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
+
+
+def _become_child(recording: int, pipe: int, server: int) -> None:
+    """Let go of everything that is the fork server's or another child's."""
+    os.setsid()  # a Ctrl-C in the terminal is not for it
+    _system_call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != server:
+        os._exit(0)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(recording, 0)
+    os.dup2(pipe, 1)
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def main() -> None:
+    """Serve. The first argument is JSON: where to import PyAV from, as -I and -S leave no such place."""
+    sys.path += json.loads(sys.argv[1])
+    with contextlib.suppress(Refusal):  # a child will say it
+        _import_av()
+    _ForkServer(socket.socket(fileno=0)).run()
 
 
 if __name__ == "__main__":

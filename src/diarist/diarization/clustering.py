@@ -2,6 +2,8 @@
 
 Both ways of pyannote.audio: centroid linkage (pipeline 3.1) and VBx (community-1). Each finds speakers among the
 embeddings of local speakers who are heard alone long enough, then gives every local speaker to the nearest of them.
+
+SciPy takes a quarter of a second to import, and is wanted when a recording ends: so it is imported then.
 """
 
 from dataclasses import dataclass
@@ -9,10 +11,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.cluster.vq import ClusterError, kmeans2
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from diarist.diarization.activity import INACTIVE
 from diarist.diarization.frames import FRAMES
@@ -134,6 +132,9 @@ def _sampled(embeddings: Floats) -> Floats:
 
 def _centroid_linkage(training: Floats, bounds: SpeakerBounds) -> Floats:
     """Centroids by agglomerative clustering."""
+    from scipy.cluster.hierarchy import fcluster, linkage  # noqa: PLC0415 - see above
+    from scipy.spatial.distance import cdist  # noqa: PLC0415
+
     sample = _sampled(training)
     unit = _unit(sample)
     # Few or sampled embeddings cannot make clusters as large.
@@ -167,6 +168,8 @@ def _large(labels: NDArray[np.integer], least_size: int) -> NDArray[np.integer]:
 
 def _cut_for_count(tree: Floats, count: int, least_size: int) -> NDArray[np.integer]:
     """Labels at the cut nearest to the threshold that leaves `count` large clusters, or as close as there is."""
+    from scipy.cluster.hierarchy import fcluster  # noqa: PLC0415
+
     by_step = tree.copy()
     by_step[:, 2] = np.arange(len(tree))  # cut by number of merges: centroid distances may go back
     best, best_miss = len(tree) - 1, abs(count - 1)
@@ -183,6 +186,8 @@ def _cut_for_count(tree: Floats, count: int, least_size: int) -> NDArray[np.inte
 
 def _vbx_centroids(training: Floats, plda: Plda, bounds: SpeakerBounds) -> tuple[Floats, bool]:
     """Centroids by VBx, and whether two local speakers of one window must then be two persons."""
+    from scipy.cluster.hierarchy import fcluster, linkage  # noqa: PLC0415
+
     sample = _sampled(training)
     tree = linkage(_unit(sample), "centroid", "euclidean")
     initial = _compact(fcluster(tree, VBX_THRESHOLD, "distance"))
@@ -196,6 +201,8 @@ def _vbx_centroids(training: Floats, plda: Plda, bounds: SpeakerBounds) -> tuple
 
 def _k_means(embeddings: Floats, count: int) -> Floats:
     """Centroids of exactly `count` clusters of the unit embeddings; the tightest of several beginnings."""
+    from scipy.cluster.vq import ClusterError, kmeans2  # noqa: PLC0415
+
     unit = _unit(embeddings)
     best: Labels | None = None
     best_spread = np.inf
@@ -216,6 +223,8 @@ def _k_means(embeddings: Floats, count: int) -> Floats:
 
 def _assign_exclusively(similarity: Floats, active: NDArray[np.bool_]) -> Labels:
     """The best assignment in which local speakers of one window are different persons, as far as there are enough."""
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
+
     similarity = np.where(active[:, :, None], similarity, similarity.min() - 1.0)
     labels = np.full(active.shape, INACTIVE, np.int64)
     for window, scores in enumerate(similarity):

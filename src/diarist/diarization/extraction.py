@@ -4,10 +4,10 @@ The reference runs the trunk for each window, ten times over the same sound, on 
 window. Shared, the mean must belong to a frame: a moving average over half a window to either side, taken twice, comes
 closest to the average of the means of all windows that hear it, and gives the reference's embedding to a cosine of
 about 0.99. That settles who it is, except for those who are nearly as close to another person. Their windows are run
-again, each with a mean of its own, as are all windows of short recordings, where few embeddings decide.
+again, each with a mean of its own.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 
 import numpy as np
@@ -26,7 +26,7 @@ _TRUNK_SAMPLES = TRUNK_STRIDE * features.SHIFT_SAMPLES
 _BLOCK = 3000  # feature frames that go through the shared trunk at once: 30 s
 _CONTEXT = 320  # more of them on either side, the trunk's receptive field: seams do not show
 _MEAN_REACH = 500  # 5 s: half a window
-_SHORT = 7000  # feature frames, 70 s: up to there every window is run alone, which costs little
+_SHORT = 1000  # feature frames, 10 s: all windows of so short a recording are run alone, which costs no more
 _CHUNK = 1200  # windows after which the doubtful are run again and their features let go: 20 min, 38 MB
 
 Doubt = Callable[["Extractor", int, int], NDArray[np.bool_]]
@@ -69,24 +69,35 @@ class Extractor:
             self._begins.append(begin)
             self._masks.append(mask)
             self._known.append(np.zeros((LOCAL_SPEAKERS, DIMENSION), np.float32))
+
+    def pieces(self, *, ended: bool) -> Iterator[None]:
+        """Embed what can be embedded by now, a few tenths of a second at a time.
+
+        Args:
+            ended: There is no more sound: embed all windows that are left.
+        """
         lookahead = _CONTEXT + 2 * _MEAN_REACH
         while (
             max(_SHORT, self._done + _BLOCK + lookahead) < self._features.stop and self._heard() >= self._done + _BLOCK
         ):
             self._run_block(self._done + _BLOCK)
+            yield
             if self._pooled - self._chunk >= _CHUNK:
-                self._settle_chunk()
+                yield from self._settle_chunk()
+        if ended:
+            yield from self._rest()
 
-    def finish(self) -> None:
-        """No more sound: embed the windows that are left."""
+    def _rest(self) -> Iterator[None]:
+        """Embed all windows that are left."""
         if self._features.stop <= _SHORT:
-            self._run_alone(range(len(self._begins)))
+            yield from self._run_alone(range(len(self._begins)))
             self._pooled = len(self._begins)
             return
         while self._done < self._features.stop:
             self._run_block(min(self._features.stop, self._done + _BLOCK))
+            yield
         self._pool(everything=True)
-        self._settle_chunk()
+        yield from self._settle_chunk()
 
     def embeddings(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Of the local speakers of windows; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
@@ -96,10 +107,10 @@ class Extractor:
         """Feature frames up to which it is known who speaks."""
         return self._begins[-1] // features.SHIFT_SAMPLES if self._begins else 0
 
-    def _settle_chunk(self) -> None:
+    def _settle_chunk(self) -> Iterator[None]:
         """Run the doubtful windows of the last minutes again, then let go of their sound."""
         first, stop = self._chunk, self._pooled
-        self._run_alone(first + int(window) for window in np.flatnonzero(self._doubt(self, first, stop)))
+        yield from self._run_alone(first + int(window) for window in np.flatnonzero(self._doubt(self, first, stop)))
         self._chunk = stop
         del self._masks[: stop - first]
         needed = min(
@@ -107,7 +118,7 @@ class Extractor:
         )
         self._features.forget(needed - _CONTEXT - 2 * _MEAN_REACH)
 
-    def _run_alone(self, windows: Iterable[int]) -> None:
+    def _run_alone(self, windows: Iterable[int]) -> Iterator[None]:
         """Give each window a run of the trunk and a mean of its own, as the reference does."""
         parts = [(window, self._features_of(window)) for window in windows]
         for size, same in groupby(parts, key=lambda part: len(part[1])):  # only the last may be shorter
@@ -117,6 +128,7 @@ class Extractor:
                 heard = torch.stack([part - part.mean(dim=0) for _, part in batch])
                 trunks = self._model.trunk(heard)
                 self._embed([(window, trunk, 0) for (window, _), trunk in zip(batch, trunks, strict=True)])
+                yield
 
     def _features_of(self, window: int) -> Tensor:
         first = self._begins[window] // features.SHIFT_SAMPLES

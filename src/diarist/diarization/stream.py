@@ -4,7 +4,8 @@ What is kept of the past is small: local activity and embeddings of each window.
 will hear; of the speaker network's trunk, only what they will pool.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diarist.compute import Compute
+from diarist.compute import Compute, unquantised
+from diarist.contention import undisturbed
 from diarist.diarization.activity import (
     LOCAL_SPEAKERS,
     FrameMean,
@@ -50,7 +52,9 @@ _TIE = 0.02
 """Difference of the log-probabilities of two classes that float32 may see the other way round."""
 _TIES = 0.002
 """Share of a window's frames that are ties, above which it is segmented again in float32: one window in seven."""
-_DOUBTFUL_MARGIN = 0.3
+_SHORT_S = 70.0
+"""Up to here a recording is short: few embeddings decide how many persons there are."""
+_DOUBTFUL_MARGIN, _SHORT_DOUBTFUL_MARGIN = 0.3, 0.5
 """Difference of cosines to two persons below which an approximate embedding does not settle who it is."""
 
 
@@ -75,7 +79,7 @@ class Diarizer:
         segmentation: Tensors of the segmentation network.
         embedding: Tensors of the speaker network; None if speakers are never told apart.
         plda: Arrays of the PLDA, for VBx.
-        compute: Device and precision.
+        compute: Device and precision; never in 8 bits.
         clustering: "centroid" (as pyannote 3.1) or "vbx" (as community-1).
     """
 
@@ -87,6 +91,7 @@ class Diarizer:
         compute: Compute,
         clustering: Method = "centroid",
     ) -> None:
+        compute = unquantised(compute)
         self.exact_segmentation = SegmentationModel(segmentation, replace(compute, dtype=torch.float32))
         # On CUDA it is as fast as any: what takes time in a recurrence is that one step waits for another.
         approximate = compute.device.type == "cpu" and compute.dtype != torch.float32
@@ -121,29 +126,51 @@ class DiarizationStream:
         return self._clock.seconds
 
     def push(self, block: NDArray[np.float32]) -> None:
-        """Hear the next samples: mono, 16 kHz, shape (samples,)."""
+        """Hear the next samples, and do what can be done with them: mono, 16 kHz, shape (samples,)."""
+        self.hear(block)
+        deque(self.pieces(), maxlen=0)
+
+    def finish(self) -> None:
+        """The recording has ended: do what is left."""
+        self.end()
+        deque(self.pieces(), maxlen=0)
+
+    def hear(self, block: NDArray[np.float32]) -> None:
+        """As `push`, and leave the work to `pieces`."""
         samples = torch.from_numpy(np.ascontiguousarray(block, np.float32))
         self._samples += len(samples)
         self._kept.append(samples)
         with self._clock.timed("embedding"):
             if self._voices:
                 self._voices.push(samples)
-        self._segment(self._complete())
 
-    def finish(self) -> None:
-        """The recording has ended."""
+    def end(self) -> None:
+        """As `finish`, and leave the work to `pieces`."""
         if self._finished:
             return
         self._finished = True
         total = window_count(self._samples, self._hop_s)
         if total:
             end = window_start(total - 1, self._hop_s) + WINDOW_SAMPLES
-            silence = max(0, end - self._samples)
-            self._kept.append(torch.zeros(silence))
-            self._segment(total)
-        with self._clock.timed("embedding"):
-            if self._voices:
-                self._voices.finish()
+            self._kept.append(torch.zeros(max(0, end - self._samples)))
+
+    def pieces(self) -> Iterator[None]:
+        """Do what can be done by now, a few tenths of a second at a time: others may want the processor in between."""
+        work = self._work()
+        while True:
+            with undisturbed(self._diarizer.segmentation.device):
+                if next(work, "over") == "over":
+                    return
+            yield
+
+    def _work(self) -> Iterator[None]:
+        """As `pieces`."""
+        stop = window_count(self._samples, self._hop_s) if self._finished else self._complete()
+        while self._window < stop:
+            yield from self._segmented(range(self._window, min(stop, self._window + _BATCH)))
+            yield
+        if self._voices:
+            yield from self._clock.each("embedding", self._voices.pieces(ended=self._finished))
 
     def _complete(self) -> int:
         """Windows whose last sample has been received."""
@@ -152,34 +179,26 @@ class DiarizationStream:
             count += 1
         return count
 
-    def _segment(self, stop: int) -> None:
-        """Run the segmentation network over the windows before `stop`."""
-        while self._window < stop:
-            batch = range(self._window, min(stop, self._window + _BATCH))
-            begins = [window_start(window, self._hop_s) for window in batch]
-            with self._clock.timed("segmentation"):
-                stretch = self._kept.cut(begins[0], begins[-1] + WINDOW_SAMPLES)
-                log_probabilities = self._log_probabilities(stretch, [begin - begins[0] for begin in begins])
-                activity = local_activity(log_probabilities)
-                for window, heard in zip(batch, log_probabilities, strict=True):
-                    self._speech.add(window_frame(window, self._hop_s), 1.0 - np.exp(heard[:, 0]))
-                self._activity += list(activity)
-            with self._clock.timed("embedding"):
-                if self._voices:
-                    self._voices.expect(begins, activity)
-            self._window = batch.stop
-            self._kept.forget(window_start(self._window, self._hop_s))
-
-    def _log_probabilities(self, stretch: Tensor, starts: list[int]) -> NDArray[np.float32]:
-        """Of the classes, for windows that begin at these samples of a stretch of sound."""
+    def _segmented(self, batch: range) -> Iterator[None]:
+        """Run the segmentation network over windows, in one piece, or in two where some must be looked at again."""
+        begins = [window_start(window, self._hop_s) for window in batch]
         model, exact = self._diarizer.segmentation, self._diarizer.exact_segmentation
-        bands = model.filtered(stretch)
-        found: NDArray[np.float32] = model.windows(bands, starts).numpy()
-        if self._voices and exact is not model:
-            again = np.flatnonzero(_ties(found) > _TIES)
-            if len(again):
+        starts = [begin - begins[0] for begin in begins]
+        with self._clock.timed("segmentation"):
+            bands = model.filtered(self._kept.cut(begins[0], begins[-1] + WINDOW_SAMPLES))
+            found: NDArray[np.float32] = model.windows(bands, starts).numpy()
+        if self._voices and exact is not model and len(again := np.flatnonzero(_ties(found) > _TIES)):
+            yield
+            with self._clock.timed("segmentation"):
                 found[again] = exact.windows(bands, [starts[window] for window in again]).numpy()
-        return found
+        activity = local_activity(found)
+        for window, heard in zip(batch, found, strict=True):
+            self._speech.add(window_frame(window, self._hop_s), 1.0 - np.exp(heard[:, 0]))
+        self._activity += list(activity)
+        if self._voices:
+            self._voices.expect(begins, activity)
+        self._window = batch.stop
+        self._kept.forget(window_start(self._window, self._hop_s))
 
     @property
     def settled(self) -> float:
@@ -232,7 +251,8 @@ class DiarizationStream:
     def _doubtful(self, voices: Extractor, first: int, stop: int) -> NDArray[np.bool_]:
         """Windows in which somebody is nearly as close to another person; shape (stop - first,)."""
         margins = self._clusters(voices, first, stop, SpeakerBounds()).margins()
-        return np.asarray(margins.min(axis=1, initial=np.inf) < _DOUBTFUL_MARGIN)
+        doubtful = _SHORT_DOUBTFUL_MARGIN if self._samples <= _SHORT_S * SAMPLE_RATE else _DOUBTFUL_MARGIN
+        return np.asarray(margins.min(axis=1, initial=np.inf) < doubtful)
 
     def _named(
         self, overlapping: NDArray[np.bool_], exclusive: NDArray[np.bool_], centroids: NDArray[np.float32]

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
-from scipy.special import logsumexp, softmax
 
 Floats = NDArray[np.float64]
 
@@ -47,6 +45,8 @@ class Plda:
         tr, psi = arrays["tr"].astype(np.float64), arrays["psi"].astype(np.float64)
         within = np.linalg.inv(tr.T @ tr)
         between = np.linalg.inv((tr.T / psi) @ tr)
+        from scipy.linalg import eigh  # noqa: PLC0415 - takes long, and few want it
+
         variances, directions = eigh(between, within)
         self.between: Floats = variances[::-1].copy()
         """Variance between speakers along each direction, largest first. Shape (128,)."""
@@ -76,6 +76,8 @@ def vbx(features: Floats, between: Floats, labels: NDArray[np.int64], options: V
     clusters = int(labels.max()) + 1
     start = np.zeros((len(labels), clusters))
     start[np.arange(len(labels)), labels] = options.smoothing
+    from scipy.special import logsumexp, softmax  # noqa: PLC0415 - as above
+
     gamma: Floats = softmax(start, axis=1)
     weights = np.full(clusters, 1.0 / clusters)
     constant = -0.5 * (np.square(features).sum(axis=1, keepdims=True) + features.shape[1] * np.log(2 * np.pi))

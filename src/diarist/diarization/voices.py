@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from diarist.diarization import features
 from diarist.diarization.embedding import EmbeddingModel
@@ -65,6 +64,8 @@ def recognize_voices(
     """
     if not known or not speakers:
         return {}
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - takes long, and few want it
+
     similarity = _unit(embeddings) @ _unit(np.stack(list(known.values()))).T
     allowed = np.where(similarity >= threshold, similarity, 0.0)  # what may not be adds nothing to a sum
     names = list(known)

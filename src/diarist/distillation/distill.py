@@ -29,7 +29,7 @@ _MATERIAL_SHARE = 0.4  # of the time, after which no further mix is begun
 _HELD_OUT_WINDOWS = 64  # measured at most: a few thousand tokens tell a per cent
 _ROWS = 16
 _SHORT_TOKENS = 50
-_FIRST_LAYERS = {1: (0.5,), 2: (0.0, 0.5)}
+_FIRST_LAYERS = {1: (1.0,), 2: (0.5, 1.0)}
 """By how many there are: which layers of the main decoder to begin with, as shares of its depth."""
 
 
@@ -40,7 +40,7 @@ class DistillOptions:
     layers: int = 2
     """Decoder layers: 1 is fastest, 2 is right more often."""
     initial_layers: tuple[int, ...] | None = None
-    """The main decoder's layers to begin with; None takes those that did best for the models that were tried."""
+    """The main decoder's layers to begin with; None takes the last one, or the middle one and the last."""
     language: str | None = None
     """Spoken in every recording; None detects it for each."""
     held_out: float = 0.2
@@ -151,7 +151,7 @@ def distill(
         report(Progress("training", done, latest))
 
     trainer.run(material.examples, material.held_out, state, material.spent_s, tell)
-    write_assistant(output, main, checkpoint, trainer.best_layers, initial, trainer.best, material.speech_s)
+    write_assistant(output, main, checkpoint, trainer.best_tensors, initial, trainer.best, material.speech_s)
     return Distilled(
         output,
         initial,

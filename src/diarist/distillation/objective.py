@@ -125,31 +125,25 @@ def choices(hidden: Tensor, written: Tensor, output: Output, vocabulary: Vocabul
     return greedy(output.logits(hidden), RuleState.join(states), vocabulary)[0]
 
 
-def tokens_per_pass(accepted: Sequence[bool], drafted: int) -> float:
-    """Tokens that one pass of the main model yields when it verifies drafts: exact, not an estimate.
+def passes(accepted: Sequence[Sequence[bool]]) -> int:
+    """Passes of the main model that a window takes when it verifies drafts.
 
     A pass accepts the draft up to its first wrong token, which it replaces; it adds one token to a draft that is right.
-    As what is accepted is what the teacher wrote, the student drafts just what it chooses under teacher forcing.
 
     Args:
-        accepted: Of each token of a window, whether the student would have drafted it.
-        drafted: Tokens drafted for a pass.
+        accepted: accepted[k][i] is whether the student drafts token i of the window right as token k of a draft; as many
+            tokens are drafted for a pass as there are k.
 
-    >>> tokens_per_pass([True] * 10, 4), tokens_per_pass([False] * 10, 4)
-    (5.0, 1.0)
-    """
-    return len(accepted) / passes(accepted, drafted)
-
-
-def passes(accepted: Sequence[bool], drafted: int) -> int:
-    """Passes of the main model that a window takes; see `tokens_per_pass`.
-
-    >>> passes([True, True, False, True, True, True, True, True, True], 4)
+    >>> passes([[True] * 10] * 4), passes([[False] * 10] * 4)
+    (2, 10)
+    >>> passes([[True, True, False, True, True, True, True, True, True]] * 4)
     3
     """
-    count = place = 0
-    while place < len(accepted):
-        right = next((n for n in range(drafted) if place + n >= len(accepted) or not accepted[place + n]), drafted)
+    count, place, tokens = 0, 0, len(accepted[0])
+    while place < tokens:
+        right = next(
+            (k for k, each in enumerate(accepted) if place + k >= tokens or not each[place + k]), len(accepted)
+        )
         place += right + 1
         count += 1
     return count

@@ -18,8 +18,9 @@ pipeline_tag: automatic-speech-recognition
 ---
 # Assistant for {name}
 
-{layers} decoder layers that draft tokens for `{name}`, which verifies them: the same text, sooner. They share the main
-model's encoder, embeddings and last norm, so this folder is of use only beside it, and makes no sense alone.
+{layers} decoder layers that draft tokens for `{name}`, which verifies them: the same text, sooner. They read its decoder's
+hidden states and share its encoder, embeddings and last norm, so this folder is of use only beside it, and makes no
+sense alone.
 
     diarist transcribe --model {name} --assistant-model THIS-FOLDER recording.mp3
 
@@ -37,7 +38,7 @@ def write_assistant(
     folder: Path,
     main: LocalModel,
     checkpoint: WhisperCheckpoint,
-    layers: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     initial_layers: Sequence[int],
     best: Measurement,
     speech_s: float,
@@ -48,12 +49,12 @@ def write_assistant(
         folder: Where.
         main: The main model on disk.
         checkpoint: The same, read.
-        layers: What was trained, under openai-whisper's names, float32.
+        tensors: What was trained: `decoder.fuse`, and layers under openai-whisper's names; float32.
         initial_layers: The main model's layers that they began as.
         best: How good they are.
         speech_s: Speech that they learned from, in seconds.
     """
-    models.write_tensors(folder / "model.safetensors", models.to_transformers(layers))
+    models.write_tensors(folder / "model.safetensors", models.to_transformers(tensors))
     write_text(
         folder / "config.json", json.dumps(_config(main, checkpoint, initial_layers, best, speech_s), indent=2) + "\n"
     )

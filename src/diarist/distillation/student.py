@@ -1,14 +1,20 @@
 """The assistant while it is trained: a few decoder layers over the main model's encoder states and embeddings.
 
-All positions are computed at once, against known tokens ("teacher forcing"). Trained are the layers only. Embedding,
-positions and the last norm are the main model's and stay as they are: the assistant reads and writes the same tokens
-in the same space, so it needs no copy of them, which would be most of its size.
+All positions are computed at once, against known tokens ("teacher forcing"). The student reads each token together with
+the main decoder's hidden state from which that token was chosen, and its own state should be the main decoder's next one:
+so it can go on from itself, and what the main decoder knows of the sentence need not be learned again (EAGLE: Li et al.
+2024, https://arxiv.org/abs/2401.15077).
+
+Trained are the layers and what joins token and state. Embedding, positions and the last norm are the main model's and
+stay as they are: the assistant reads and writes the same tokens in the same space, so it needs no copy of them, which
+would be most of its size.
 
 Shapes use n windows, q tokens of each, f encoder positions, h heads and the network's width s.
 """
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
@@ -51,18 +57,13 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, states: Tensor) -> Tensor:
-        x, features = self.features(x, states)
-        return x + self.dropped(self.mlp[2](features))
-
-    def dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
-    def features(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last product adds to, (n, q, s), and what it is of, (n, q, 4 s)."""
         normed = self.attn_ln(x)
-        x = x + self.dropped(self.attn(normed, normed, causal=True))
-        x = x + self.dropped(self.cross_attn(self.cross_attn_ln(x), states, causal=False))
-        return x, self.mlp[1](self.mlp[0](self.mlp_ln(x)))
+        x = x + self._dropped(self.attn(normed, normed, causal=True))
+        x = x + self._dropped(self.cross_attn(self.cross_attn_ln(x), states, causal=False))
+        return x + self._dropped(self.mlp(self.mlp_ln(x)))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Student(nn.Module):
@@ -79,6 +80,7 @@ class Student(nn.Module):
         self, dims: WhisperDims, tensors: Mapping[str, Tensor], layers: Sequence[int], dropout: float = 0.0
     ) -> None:
         super().__init__()
+        self.fuse = _taking_the_first(dims.n_text_state)
         self.blocks = nn.ModuleList(_Block(dims.n_text_state, dims.n_text_head, dropout) for _ in layers)
         for block, layer in zip(self.blocks, layers, strict=True):
             prefix = f"decoder.blocks.{layer}."
@@ -98,32 +100,32 @@ class Student(nn.Module):
         self.norm_weight: Tensor
         self.norm_bias: Tensor
 
-    def forward(self, tokens: Tensor, states: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, states: Tensor, before: Tensor) -> Tensor:
         """Hidden states after the last norm.
 
         Args:
             tokens: int64, shape (n, q); what follows a row's end does not touch what is before it.
             states: Of the encoder, shape (n, f, s).
+            before: Hidden states from which the tokens were chosen, shape (n, q, s); zeros for the first.
 
         Returns:
             Shape (n, q, s).
         """
-        x, features = self.features(tokens, states)
-        x = x + F.dropout(self.last_product(features), self.blocks[-1].dropout, self.training)  # type: ignore[arg-type]
+        x = self.fuse(torch.cat([F.embedding(tokens, self.embedding), before], dim=2))
+        x = x + self.positions[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x, states)
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias)
 
-    def features(self, tokens: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the last layer what its last product adds to, (n, q, s), and what it is of, (n, q, 4 s)."""
-        x = F.embedding(tokens, self.embedding) + self.positions[: tokens.shape[1]]
-        for block in self.blocks[:-1]:
-            x = block(x, states)
-        found: tuple[Tensor, Tensor] = self.blocks[-1].features(x, states)  # type: ignore[operator]
-        return found
-
-    @property
-    def last_product(self) -> nn.Linear:
-        return self.blocks[-1].mlp[2]  # type: ignore[index, return-value]
-
-    def layers(self) -> dict[str, Tensor]:
-        """The trained tensors under openai-whisper's names: `decoder.blocks.0.attn.query.weight`, ..."""
+    def trained(self) -> dict[str, Tensor]:
+        """Its own tensors: `decoder.fuse.weight`, and under openai-whisper's names `decoder.blocks.0.attn.query.weight`, ..."""
         return {f"decoder.{name}": value.detach() for name, value in self.state_dict().items()}
+
+
+def _taking_the_first(width: int) -> nn.Linear:
+    """A product of (2 s) to (s) that begins by handing on the first half."""
+    product = nn.Linear(2 * width, width)
+    with torch.no_grad():
+        product.weight.copy_(torch.eye(width, 2 * width))
+        product.bias.zero_()
+    return product

@@ -36,13 +36,19 @@ class Example:
     prompt: int
     """How many of the tokens were given, not written."""
     hidden: Tensor
-    """The main decoder's last hidden state from which each written token was chosen; bfloat16, (written, s)."""
+    """The main decoder's last hidden state at each token but the last, from which the next one was chosen; bfloat16,
+    (prompt + written - 1, s)."""
     soft: SoftTargets
-    """What else it held likely there."""
+    """What else it held likely where a token was written."""
 
     @property
     def written(self) -> Tensor:
         return self.tokens[self.prompt :]
+
+    @property
+    def chosen_at(self) -> slice:
+        """Positions at which the written tokens were chosen."""
+        return slice(self.prompt - 1, len(self.tokens) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,22 +153,22 @@ class Teacher:
         cache = DecoderCache(self._dims, len(heard), 0, self._compute)
         states = torch.stack([each.states for each in heard]).to(device, self._compute.dtype)
         self._decoder.fill_cross_attention(states, cache, 0)
-        tokens = pad_tokens([torch.tensor(each.tokens[:-1]) for each in heard]).to(device)
+        tokens = padded([torch.tensor(each.tokens[:-1]) for each in heard]).to(device)
         starts = torch.zeros(len(heard), dtype=torch.int64, device=device)
         hidden = self._decoder(tokens, starts, cache, slice(0, len(heard)))
-        written = [hidden[row, each.prompt - 1 : len(each.tokens) - 1] for row, each in enumerate(heard)]
+        own = [hidden[row, : len(each.tokens) - 1] for row, each in enumerate(heard)]
         return [
             Example(
                 states=each.states,
                 tokens=torch.tensor(each.tokens),
                 prompt=each.prompt,
-                hidden=chosen_from.to("cpu", torch.bfloat16).clone(),
-                soft=soft_targets(chosen_from, self._output),
+                hidden=hidden.to("cpu", torch.bfloat16).clone(),
+                soft=soft_targets(hidden[each.prompt - 1 :], self._output),
             )
-            for each, chosen_from in zip(heard, written, strict=True)
+            for each, hidden in zip(heard, own, strict=True)
         ]
 
 
-def pad_tokens(rows: Sequence[Tensor]) -> Tensor:
+def padded(rows: Sequence[Tensor]) -> Tensor:
     """Rows of different lengths, zeros after their ends: shape (len(rows), longest)."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -22,13 +22,12 @@ from diarist.asr.text import Vocabulary
 from diarist.compute import Compute
 from diarist.distillation.objective import Output, SoftTargets, choices, distillation_loss, passes
 from diarist.distillation.student import Student
-from diarist.distillation.teacher import Example, pad_tokens
+from diarist.distillation.teacher import Example, padded
 from diarist.models import WhisperCheckpoint
 
 DRAFTED = 4
 """Draft length for which tokens per pass are reported."""
 _MEASUREMENTS = 20  # over the whole of a training, besides the one before it
-_RIDGE = 1e-2  # of the mean of the Gram matrix's diagonal
 _SAVE_EVERY_S = 60.0
 _STATE = "state"  # the tensor that holds the rest of the checkpoint, as JSON
 
@@ -43,7 +42,7 @@ class TrainingOptions:
     """Time in all, from the first look at the recordings, interruptions not counted. Whichever of both ends first."""
     batch: int = 4
     """Windows in a step: some three hundred tokens."""
-    peak: float = 1.5e-4
+    peak: float = 3e-4
     """Largest learning rate."""
     warm_up: float = 0.05
     """Share of the training in which the learning rate rises to its peak; then it falls as a cosine to a hundredth."""
@@ -53,7 +52,15 @@ class TrainingOptions:
     """Of AdamW."""
     dropout: float = 0.1
     """Share of what each part of a layer adds that is left out in a step."""
-    token_noise: float = 0.15
+    state_share: float = 0.5
+    """Weight of the distance between its states and the teacher's, with the teacher's spread as unit."""
+    own_share: float = 0.5
+    """Weight of a second reading, of each token with the student's own state of the token before, not the teacher's: so
+    it reads from the second token of a draft on."""
+    state_noise: float = 0.5
+    """Largest standard deviation of the noise that is added to the teacher's states where they are read, with their
+    spread as unit; of each step it is drawn evenly up to that."""
+    token_noise: float = 0.05
     """Share of the text tokens that the student reads wrong in a step. An hour of text is soon known by heart, and who
     knows it by heart does not listen: wrong tokens make the sound the better guide."""
     clip: float = 1.0
@@ -71,9 +78,10 @@ class Measurement:
     loss: float | None
     """Mean training loss since the measurement before, in nats a token; None before the first step."""
     acceptance: float
-    """Share of held-out tokens that it would have drafted right after what the teacher wrote."""
+    """Share of held-out tokens that it would have drafted right after what the teacher wrote, as first of a draft."""
     tokens_per_pass: float
-    """Tokens that a pass of the main model yields on the held-out windows, `DRAFTED` being drafted."""
+    """Tokens that a pass of the main model yields on the held-out windows, `DRAFTED` being drafted. A draft's later
+    tokens are judged with all of the text before them read as they are, which is a little too severe."""
 
 
 @dataclass(slots=True)
@@ -116,7 +124,7 @@ class Trainer:
             self._parameters.values(), lr=options.peak, weight_decay=options.weight_decay, betas=(0.9, 0.98)
         )
         self._progress = _Progress()
-        self._best = self.student.layers()
+        self._best = self.student.trained()
 
     # --- where it stands ---
 
@@ -131,11 +139,11 @@ class Trainer:
     @property
     def best(self) -> Measurement:
         """The best measurement; the earliest of equals."""
-        return max(self._progress.measurements, key=lambda measured: measured.acceptance)
+        return max(self._progress.measurements, key=lambda measured: measured.tokens_per_pass)
 
     @property
-    def best_layers(self) -> dict[str, Tensor]:
-        """The student's tensors, under openai-whisper's names, as they were then."""
+    def best_tensors(self) -> dict[str, Tensor]:
+        """The student's tensors as they were then."""
         return self._best
 
     def done(self, spent_s: float = 0.0) -> float:
@@ -166,7 +174,6 @@ class Trainer:
         begun = time.monotonic() - progress.seconds  # had there been no interruption
         try:
             if not progress.measurements:
-                self._regress(examples)
                 self._measure(held_out)
             saved = time.monotonic()
             while (done := self.done(spent_s)) < 1:
@@ -207,63 +214,43 @@ class Trainer:
         return order[place * batch : (place + 1) * batch]
 
     def _loss(self, batch: Sequence[Example]) -> Tensor:
-        hidden = torch.cat(self._written_hidden(batch))
+        tokens, states, before = self._inputs(batch)
+        tokens = noisy(tokens, self.options.token_noise, self.vocabulary)
+        noise = (
+            self.options.state_noise * torch.rand((), device=before.device) * before.std() * torch.randn_like(before)
+        )
+        first = self._hidden(tokens, states, before + noise)
+        again = self._hidden(tokens, states, following(first.detach().float()))
         labels = torch.cat([example.written for example in batch]).to(self._device)
         soft = SoftTargets(
             torch.cat([example.soft.tokens for example in batch]).to(self._device),
             torch.cat([example.soft.probabilities for example in batch]).to(self._device),
         )
-        return distillation_loss(hidden.float(), labels, soft, self._output, self.options.soft_share)
+        wanted = torch.cat([example.hidden[example.chosen_at] for example in batch]).to(self._device).float()
+        spread = wanted.std()
 
-    # --- beginning ---
+        def distance(read: Tensor) -> Tensor:
+            """From what the teacher writes, and from its states."""
+            hidden = torch.cat(_written(read, batch)).float()
+            apart = torch.nn.functional.smooth_l1_loss(hidden / spread, wanted / spread)
+            loss = distillation_loss(hidden, labels, soft, self._output, self.options.soft_share)
+            return loss + self.options.state_share * apart
 
-    @torch.no_grad()
-    def _regress(self, examples: Sequence[Example]) -> None:
-        """Set the student's last product so that its hidden states come closest to the teacher's.
+        return distance(first) + self.options.own_share * distance(again)
 
-        A layer taken from the middle of a decoder leaves its output in another frame than the last norm expects.
-        Ridge regression from the last layer's features to the teacher's states puts it right in one look at the
-        examples, which takes gradient descent some hundred steps. The teacher's states are known after the norm, which
-        forgets their length, so that they are brought to the length of the student's.
-        """
-        student = self.student
-        product = student.last_product
-        width = product.in_features + 1
-        gram = torch.zeros(width, width, dtype=torch.float64)
-        moment = torch.zeros(width, product.out_features, dtype=torch.float64)
-        for first in range(0, len(examples), self.options.batch):
-            batch = [examples[place] for place in range(first, min(first + self.options.batch, len(examples)))]
-            tokens, states = self._inputs(batch)
-            with self._precision():
-                residual, features = student.features(tokens, states)
-            added = product(features.float())
-            for row, example in enumerate(batch):
-                part = slice(example.prompt - 1, len(example.tokens) - 1)
-                x, wanted = residual[row, part].float(), example.hidden.to(self._device).float()
-                wanted = (wanted - student.norm_bias) / student.norm_weight
-                wanted = wanted * (x + added[row, part]).std(dim=1, keepdim=True)
-                known = torch.nn.functional.pad(features[row, part].float(), (0, 1), value=1.0)
-                gram += (known.T @ known).double().cpu()
-                moment += (known.T @ (wanted - x)).double().cpu()
-        before = torch.cat([product.weight.T, product.bias[None]]).double().cpu()
-        ridge = _RIDGE * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
-        after = torch.linalg.solve(gram + ridge, moment + ridge @ before).float()
-        product.weight.copy_(after[:-1].T)
-        product.bias.copy_(after[-1])
+    # --- what it reads ---
 
-    def _inputs(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        tokens = pad_tokens([example.tokens[:-1] for example in batch]).to(self._device)
+    def _inputs(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, encoder states, and the teacher's states from which the tokens were chosen."""
+        tokens = padded([example.tokens[:-1] for example in batch]).to(self._device)
         states = torch.stack([example.states for example in batch]).to(self._device)
-        return tokens, states.to(self._dtype)
+        before = following(padded([example.hidden for example in batch]).to(self._device))
+        return tokens, states.to(self._dtype), before.float()
 
-    def _written_hidden(self, batch: Sequence[Example]) -> list[Tensor]:
-        """Of each example the student's hidden states (m, s) that choose what was written."""
-        tokens, states = self._inputs(batch)
-        if self.student.training:
-            tokens = noisy(tokens, self.options.token_noise, self.vocabulary)
+    def _hidden(self, tokens: Tensor, states: Tensor, before: Tensor) -> Tensor:
         with self._precision():
-            hidden = self.student(tokens, states)
-        return [row[example.prompt - 1 : len(example.tokens) - 1] for row, example in zip(hidden, batch, strict=True)]
+            hidden: Tensor = self.student(tokens, states, before)
+        return hidden
 
     def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16)
@@ -271,30 +258,36 @@ class Trainer:
     # --- measuring ---
 
     @torch.no_grad()
-    def accepted(self, examples: Sequence[Example]) -> list[list[bool]]:
-        """For each token of each example, whether the student would have drafted it after what the teacher wrote."""
-        found: list[list[bool]] = []
+    def accepted(self, examples: Sequence[Example]) -> list[list[list[bool]]]:
+        """Of each example, and each place in a draft, for each token whether it would have been drafted right there."""
+        found: list[list[list[bool]]] = []
         for first in range(0, len(examples), self.options.batch):
             batch = [examples[place] for place in range(first, min(first + self.options.batch, len(examples)))]
-            for hidden, example in zip(self._written_hidden(batch), batch, strict=True):
-                written = example.written.to(self._device)
-                chosen = choices(hidden, written, self._output, self.vocabulary, timestamps=True)
-                found.append((chosen == written).tolist())
+            tokens, states, before = self._inputs(batch)
+            drafts: list[list[list[bool]]] = [[] for _ in batch]
+            for _ in range(DRAFTED):
+                hidden = self._hidden(tokens, states, before)
+                before = following(hidden.float())
+                for part, example, places in zip(_written(hidden, batch), batch, drafts, strict=True):
+                    written = example.written.to(self._device)
+                    chosen = choices(part, written, self._output, self.vocabulary, timestamps=True)
+                    places.append((chosen == written).tolist())
+            found += drafts
         return found
 
     def _measure(self, held_out: Sequence[Example]) -> None:
         accepted = self.accepted(held_out)
-        tokens = sum(map(len, accepted))
+        tokens = sum(len(window[0]) for window in accepted)
         progress = self._progress
         measured = Measurement(
             step=progress.step,
             seconds=progress.seconds,
             loss=sum(progress.losses) / len(progress.losses) if progress.losses else None,
-            acceptance=sum(map(sum, accepted)) / tokens,
-            tokens_per_pass=tokens / sum(passes(window, DRAFTED) for window in accepted),
+            acceptance=sum(sum(window[0]) for window in accepted) / tokens,
+            tokens_per_pass=tokens / sum(map(passes, accepted)),
         )
-        if not progress.measurements or measured.acceptance > self.best.acceptance:
-            self._best = {name: tensor.clone() for name, tensor in self.student.layers().items()}
+        if not progress.measurements or measured.tokens_per_pass > self.best.tokens_per_pass:
+            self._best = {name: tensor.clone() for name, tensor in self.student.trained().items()}
         progress.measurements.append(measured)
         progress.losses.clear()
 
@@ -330,6 +323,16 @@ class Trainer:
                     state = {key: stored[where].clone() for key, where in kept.items()}
                     moments = {key: value.to(self._device) for key, value in state.items() if key != "step"}
                     self._optimizer.state[parameter] = {"step": state["step"], **moments}
+
+
+def following(hidden: Tensor) -> Tensor:
+    """States (n, q, s) moved on by a token: of each token the state that it was chosen from, zeros for the first."""
+    return torch.nn.functional.pad(hidden[:, :-1], (0, 0, 1, 0))
+
+
+def _written(hidden: Tensor, batch: Sequence[Example]) -> list[Tensor]:
+    """Of each example the hidden states (m, s) that choose what was written."""
+    return [row[example.chosen_at] for row, example in zip(hidden, batch, strict=True)]
 
 
 def noisy(tokens: Tensor, share: float, vocabulary: Vocabulary) -> Tensor:

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -102,6 +102,7 @@ class _Taken(NamedTuple):
 
     line: _Line
     key: str
+    seconds: float
 
 
 class Ticket:
@@ -341,7 +342,7 @@ class Engine:
             while (entry := self._next(line)) is not None:
                 urgent = line == "first" and self._is_urgent(entry, self._crowds())
                 queue.pop(entry)
-                self._with_worker[entry.id] = _Taken(line, entry.key)
+                self._with_worker[entry.id] = _Taken(line, entry.key, entry.seconds)
                 entry.begun = time.monotonic()
                 self._supervisor.send(Begin(entry.id, entry.work, line != "first", urgent, line == "solo"))
                 entry.tell()
@@ -360,16 +361,23 @@ class Engine:
                 return urgent
         return next(iter(self._lines[line]), None) if in_line < most else None
 
-    def _crowds(self) -> set[str]:
-        """The keys that have many requests in work."""
-        numbers = Counter(taken.key for taken in self._with_worker.values())
-        return {key for key, number in numbers.items() if number >= _FLOOD}
+    def _crowds(self) -> dict[str, float]:
+        """The keys that have many requests in work, and how many seconds of audio."""
+        numbers, seconds = Counter[str](), defaultdict[str, float](float)
+        for taken in self._with_worker.values():
+            numbers[taken.key] += 1
+            seconds[taken.key] += taken.seconds
+        return {key: seconds[key] for key, number in numbers.items() if number >= _FLOOD}
 
-    def _is_urgent(self, entry: _Entry, crowds: set[str]) -> bool:
-        """Whether it need not wait for a crowd's: its key is none, and has had less than its share, or a few requests more."""
+    def _is_urgent(self, entry: _Entry, crowds: Mapping[str, float]) -> bool:
+        """Whether it need not wait for a crowd's: its key is none, and has not had more than its share.
+
+        A crowd's requests are begun many at once, and then none for seconds: so as much as one has in work is no more
+        than a share.
+        """
         if not crowds or entry.key in crowds:
             return False
-        return self._lines["first"].lead(entry) <= (_FLOOD - 1) * entry.seconds
+        return self._lines["first"].lead(entry) <= max(crowds.values())
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 

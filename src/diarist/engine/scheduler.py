@@ -18,8 +18,9 @@ WEIGHTS: dict[LaneName, float] = {"urgent": 1000.0, "express": 12.0, "bulk": 1.0
 """Shares of the time of lanes that all have work. What is urgent goes before everything: the engine gives the word only
 to those who have not had their share."""
 
-_PATIENCE = 4.0  # pieces of tasks that may bring no window, one after the other, before the loop steps again
-_PATIENCE_PER_STEP = 0.1  # so a silent recording takes about half of the time from those that speak
+_PATIENCE_S = 0.8
+"""Time of tasks that brings no window, until the loop steps again. The time of its steps is given back: so a silent
+recording takes half of the time from those that speak."""
 _GOOD_STEPS = 500  # about two windows' worth: the window that was too much is through by then
 
 
@@ -72,6 +73,7 @@ class Lane:
     name: LaneName
     loop: Loop
     weight: float
+    clock: Callable[[], float]
     tasks: list[Task] = field(default_factory=list)
     stalled: set[str] = field(default_factory=set)
     """Ids of tasks that wait for the loop's next step."""
@@ -81,7 +83,7 @@ class Lane:
     rows_used: int = 0
     halvings: int = 0
     _good_steps: int = 0
-    _patience: float = _PATIENCE
+    _patience_s: float = _PATIENCE_S
 
     @property
     def ready(self) -> list[Task]:
@@ -95,28 +97,33 @@ class Lane:
     def has_work(self) -> bool:
         return self.loop.pending > 0 or bool(self.ready)
 
-    def work(self, at: Callable[[Iterable[str]], None]) -> None:
-        """Do one piece of work.
+    def work(self, at: Callable[[Iterable[str]], None]) -> float:
+        """Do one piece of work; the seconds that it took.
 
         Args:
             at: Told the ids of the requests that the piece is about, before it is done.
         """
-        ready, pending = self.ready, self.loop.pending
-        if ready and (not pending or (self.loop.wanted and self._patience >= 1)):
+        ready, pending, begun = self.ready, self.loop.pending, self.clock()
+        if ready and (not pending or (self.loop.wanted and self._patience_s > 0)):
             task = ready[0]
             at([task.id])
             if task.advance():
                 self.stalled.add(task.id)
-            self._patience = _PATIENCE if self.loop.pending > pending else max(0.0, self._patience - 1)
+            took = self.clock() - begun
+            self._patience_s = _PATIENCE_S if self.loop.pending > pending else self._patience_s - took
         elif pending:
             at([task.id for task in self.tasks])
             self._step()
             self.stalled.clear()
-            self._patience = min(_PATIENCE, self._patience + _PATIENCE_PER_STEP)
+            took = self.clock() - begun
+            self._patience_s = min(_PATIENCE_S, self._patience_s + took)
+        else:
+            took = 0.0
         for task in self.tasks:
             if task.over:
                 self.stalled.discard(task.id)
         self.tasks = [task for task in self.tasks if not task.over]
+        return took
 
     def _step(self) -> None:
         """Step the loop. What does not work with many windows is tried with fewer; what does not work alone is given up."""
@@ -179,7 +186,7 @@ class Scheduler:
     def lane(self, name: LaneName) -> Lane:
         """The lane of that name."""
         if name not in self.lanes:
-            self.lanes[name] = Lane(name, self._make_loop(name), WEIGHTS[name])
+            self.lanes[name] = Lane(name, self._make_loop(name), WEIGHTS[name], self._clock)
         return self.lanes[name]
 
     @property
@@ -200,10 +207,8 @@ class Scheduler:
         lane = self._next()
         if lane is None:
             return False
-        begun = self._clock()
-        lane.work(self._at)
+        took = lane.work(self._at)
         self._at([])
-        took = self._clock() - begun
         self.compute_s += took
         self._reached = lane.passed
         lane.passed += took / lane.weight

@@ -6,6 +6,7 @@ ahead; one does what can be done beside the computing. When the engine's end of 
 once.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -46,6 +47,7 @@ from diarist.pipeline import Pipeline
 _PR_SET_PDEATHSIG = 1
 _URGENT_ROWS = 4
 _OPENED_AT_ONCE = min(4, len(os.sched_getaffinity(0)))  # recordings whose beginning is decoded: each fills a core
+_SOON_S = 0.08  # the beginning of a recording is read in a third of it, if its decoder gets a processor
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +84,7 @@ class Worker:
         self._thread_clock = time.pthread_getcpuclockid(threading.get_ident())
         self._units = 0
         self._since = 0.0  # when the present piece of work began; 0 between two
+        self._expected_until = 0.0  # until when the sound of an urgent request is waited for
         self._audio_s = 0.0
 
     def put(self, command: Command) -> None:
@@ -101,9 +104,10 @@ class Worker:
     def run(self) -> None:
         """Compute for ever."""
         while True:
-            self._handle_all(wait=False)
+            self._handle_waiting()
+            self._await_urgent()
             if not self._scheduler.run_once():
-                self._handle_all(wait=True)
+                self._handle(self._inbox.get())
 
     def _counters(self) -> dict[str, float]:
         lanes = list(self._scheduler.lanes.values())
@@ -119,10 +123,8 @@ class Worker:
     def _make_loop(self, name: LaneName) -> Loop:
         main = self._pipeline.recognizer.loop
         rows = {"urgent": min(_URGENT_ROWS, main.rows), "solo": 1}.get(name, main.rows)
-        # On a processor several windows are encoded no faster together, and what comes meanwhile waits for all of them.
-        together = main.encode_batch
-        if self._pipeline.compute.device.type == "cpu":
-            together = 2 if name == "express" else 1
+        # On a processor several windows are encoded hardly faster together, and what comes meanwhile waits for all of them.
+        together = 1 if self._pipeline.compute.device.type == "cpu" else main.encode_batch
         return main.sibling(rows, min(rows, together))  # type: ignore[no-any-return]
 
     def _at(self, ids: Iterable[str]) -> None:
@@ -131,17 +133,23 @@ class Worker:
         self._units += 1
         self._since = time.monotonic() if ids else 0.0
 
-    def _handle_all(self, *, wait: bool) -> None:
-        try:
-            self._handle(self._inbox.get(block=wait))
+    def _handle_waiting(self) -> None:
+        with contextlib.suppress(queue.Empty):
             while True:
                 self._handle(self._inbox.get_nowait())
-        except queue.Empty:
-            return
+
+    def _await_urgent(self) -> None:
+        """Begin no piece of work that an urgent request, whose sound will be there in a moment, would have to wait for."""
+        urgent = self._scheduler.lanes.get("urgent")
+        with contextlib.suppress(queue.Empty):
+            while (left_s := self._expected_until - time.monotonic()) > 0 and not (urgent and urgent.has_work):
+                self._handle(self._inbox.get(timeout=left_s))
 
     def _handle(self, message: Command | _Arrived | None) -> None:
         match message:
             case Begin():
+                if message.urgent:
+                    self._expected_until = time.monotonic() + _SOON_S
                 self._intakes[message.id] = Intake(
                     message.work,
                     self._setup.limits,
@@ -155,6 +163,8 @@ class Worker:
                 self._admit(message.begin, message.error)
 
     def _admit(self, begin: Begin, error: DiaristError | None) -> None:
+        if begin.urgent:
+            self._expected_until = 0.0
         intake = self._intakes.pop(begin.id, None)
         if intake is None:  # cancelled meanwhile
             return

@@ -90,7 +90,7 @@ def encoder_sha256(main: WhisperCheckpoint) -> str:
 
 
 def to_transformers(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """Tensors of decoder layers under the names that transformers gives them in `model.safetensors`."""
+    """Tensors of an assistant under the names that transformers gives such in `model.safetensors`."""
     from diarist.models.readers import whisper  # noqa: PLC0415 - torch is slow to import
 
     return whisper.to_transformers(tensors)

@@ -1,5 +1,7 @@
 """Assistants that `diarist distill` made: decoder layers for the encoder and the embeddings of one main model.
 
+Before the layers stands `decoder.fuse`, which joins a token's embedding with the main decoder's hidden state.
+
 Such a folder holds, in transformers' names, only what the main model does not have; `config.json` has the sizes of the
 whole and, under `diarist`, the hash of the encoder that it was made for.
 """
@@ -37,7 +39,9 @@ def read(model: LocalModel, main: WhisperCheckpoint) -> WhisperCheckpoint:
     if foreign:
         raise ModelFormatError(f"{path} holds {foreign[0]}, which an assistant shares with its main model")
     tensors = {name: tensor for name, tensor in main.tensors.items() if not name.startswith("decoder.blocks.")} | own
-    checks.require_shapes(tensors, whisper.shapes(dims), path)
+    state = dims.n_text_state
+    fuse = {"decoder.fuse.weight": (state, 2 * state), "decoder.fuse.bias": (state,)}
+    checks.require_shapes(tensors, whisper.shapes(dims) | fuse, path)
     checks.require_finite(own, path)
     return dataclasses.replace(main, dims=dims, tensors=tensors, alignment_heads=())
 

@@ -111,11 +111,14 @@ def from_transformers(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def to_transformers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of layers, under our names, under those of transformers."""
+    """Tensors of layers, under our names, under those of transformers; what it does not know keeps its name."""
     theirs = {ours: theirs for theirs, ours in _HF_LAYER.items()}
     found = {}
     for name, tensor in tensors.items():
         side, _, rest = name.partition(".blocks.")
+        if not rest:
+            found[f"model.{name}"] = tensor
+            continue
         layer, _, part = rest.partition(".")
         stem, _, end = part.rpartition(".")
         found[f"model.{side}.layers.{layer}.{theirs[stem]}.{end}"] = tensor

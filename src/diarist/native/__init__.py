@@ -1,0 +1,425 @@
+"""Whisper's layers in C, for processors with AVX-512 VNNI; compiled when diarist is installed.
+
+PyTorch makes a decoder's pass of several hundred operations on a few rows, each of which takes longer to begin than to do,
+and multiplies in bfloat16 half as fast as this does in 8 bits. Where there was no compiler, or the processor is another,
+`is_available` says so and nothing is lost but time.
+
+`decoder.c` is what is called; this module prepares weights for it and hands addresses over.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name("decoder.so")
+HEAD = 64
+"""Features that a head must have."""
+INPUTS = 16
+"""Of a product there must be a multiple of this."""
+_GROUP, _FOUR = 64, 4  # outputs side by side, and inputs of one instruction: as in product.h
+_STEPS = 127  # of 8 bits, on either side of zero
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "bias", "offset")),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+    ]
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+
+
+_NORMS = "self_norm", "cross_norm", "mlp_norm"
+_PRODUCTS = "query_key_value", "self_out", "cross_query", "cross_out", "mlp_in", "mlp_out"
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        *((name, _Norm) for name in _NORMS),
+        *((name, _Product) for name in _PRODUCTS),
+    ]
+
+
+_ENCODER_NORMS = "attention_norm", "mlp_norm"
+_ENCODER_PRODUCTS = "query_key_value", "attention_out", "mlp_in", "mlp_out"
+
+
+class _EncoderBlock(ctypes.Structure):
+    _fields_ = [
+        *((name, _Norm) for name in _ENCODER_NORMS),
+        *((name, _Product) for name in _ENCODER_PRODUCTS),
+    ]
+
+
+class _Network(ctypes.Structure):
+    _fields_ = [
+        ("blocks", ctypes.POINTER(_Block)),
+        ("norm", _Norm),
+        ("embedding", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("fuse", ctypes.POINTER(_Product)),
+        *((name, ctypes.c_int64) for name in ("embedding_type", "layers", "state", "aligned")),
+        ("alignment_heads", ctypes.c_void_p),
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("self_keys", "self_values", "cross_keys", "cross_values")),
+        *((name, ctypes.c_void_p) for name in ("key_scales", "value_scales", "alignment_queries", "hidden_before")),
+        *((name, ctypes.c_int64) for name in ("positions", "most_heard")),
+    ]
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("tokens", "starts", "heard", "before", "hidden")),
+        *((name, ctypes.c_int64) for name in ("first", "n", "q")),
+    ]
+
+
+class _Choosing(ctypes.Structure):
+    _fields_ = [
+        ("logits", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("stride", "end", "begin", "stamps", "first_stamps")),
+        *((name, ctypes.c_void_p) for name in ("first", "timestamps", "opened", "paired", "last")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "best", "end_logit", "stamp_sum", "text_allowed")),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """Loaded; None where there is none, where it is of other sources, and where this processor cannot run it."""
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        library.diarist_decode.argtypes = [address, address, address, number]
+        library.diarist_multiply.argtypes = [address, address, number, number, address, address, number]
+        library.diarist_compress.argtypes = [address, number, number, number, number, address, address, number]
+        library.diarist_encode.argtypes = [address, number, *[address] * 4, *[number] * 4]
+        library.diarist_choose.argtypes = [address, number, number]
+        library.diarist_log_sums.argtypes = [address, number, number, number, address, number]
+    except (OSError, AttributeError):
+        return None
+    return library if library.diarist_supported() else None
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise RuntimeError("native code is not available: ask is_available first")
+    return library
+
+
+def is_available() -> bool:
+    """Whether it was compiled, and this processor can run it."""
+    return _library() is not None
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("no memory for a pass")
+
+
+def choose(
+    logits: Tensor, states: Sequence[Tensor], end: int, timestamp_begin: int, first_stamps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The likeliest allowed token of each row: what `rules.choose` makes a `Choice` of, but for the text.
+
+    Args:
+        logits: float32, shape (n, n_vocab), rows contiguous.
+        states: The fields of a `rules.RuleState`.
+        end: All before it is text.
+        timestamp_begin: From here on there are timestamps.
+        first_stamps: The last of them that a text may begin with.
+
+    Returns:
+        Tokens, their logits, those of the end, log-sums of the timestamps, and whether text is allowed.
+    """
+    n, size = logits.shape
+    kept = [state.contiguous() for state in states]
+    tokens, text_allowed = torch.empty(n, dtype=torch.int64), torch.empty(n, dtype=torch.bool)
+    best, end_logit, stamp_sum = torch.empty(3, n)
+    found = tokens, best, end_logit, stamp_sum, text_allowed
+    choosing = _Choosing(
+        logits.data_ptr(),
+        *(logits.stride(0), end, timestamp_begin, size - timestamp_begin, first_stamps),
+        *(each.data_ptr() for each in (*kept, *found)),
+    )
+    _loaded().diarist_choose(ctypes.addressof(choosing), n, torch.get_num_threads())
+    return found
+
+
+def log_sums(x: Tensor) -> Tensor:
+    """The logarithm of the sum of each row's exponentials: float32, shape (n,).
+
+    Args:
+        x: float32, shape (n, count), rows contiguous.
+    """
+    n, count = x.shape
+    found = torch.empty(n)
+    threads = torch.get_num_threads()
+    _loaded().diarist_log_sums(x.data_ptr(), n, x.stride(0), count, found.data_ptr(), threads)
+    return found
+
+
+class Product:
+    """Rows times an 8-bit matrix, as `compute.Linear`: each row with a scale of its own, sums exact.
+
+    Args:
+        weight: Shape (out, in), any float type; `in` is a multiple of `INPUTS`.
+        bias: Shape (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.outputs, self.inputs = weight.shape
+        filled = -(-self.outputs // _GROUP) * _GROUP
+        more = filled - self.outputs
+        weight = weight.detach().float().cpu()
+        scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min_(1e-12)
+        quantised = F.pad((weight / scale[:, None]).round_().to(torch.int8), (0, 0, 0, more))
+        offset = quantised.sum(dim=1, dtype=torch.int32).mul_(_STEPS + 1)
+        groups = quantised.view(filled // _GROUP, _GROUP, self.inputs // _FOUR, _FOUR)
+        biases = torch.zeros(self.outputs) if bias is None else bias.detach().float().cpu()
+        self._kept = groups.transpose(1, 2).contiguous(), F.pad(scale, (0, more)), F.pad(biases, (0, more)), offset
+        self.fields = _Product(*(each.data_ptr() for each in self._kept), self.inputs, self.outputs)
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        rows = x.float().reshape(-1, self.inputs).contiguous()
+        y = torch.empty(len(rows), self.outputs)
+        added = None if residual is None else residual.float().reshape(y.shape).contiguous()
+        failed = _loaded().diarist_multiply(
+            ctypes.addressof(self.fields),
+            rows.data_ptr(),
+            len(rows),
+            gelu,
+            None if added is None else added.data_ptr(),
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+        _check(failed)
+        return y.view(*x.shape[:-1], self.outputs)
+
+
+class Norm(Protocol):
+    """A layer norm's weights, float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class EncoderBlock(Protocol):
+    """A layer of an encoder."""
+
+    attention_norm: Norm
+    mlp_norm: Norm
+    query_key_value: Product
+    attention_out: Product
+    mlp_in: Product
+    mlp_out: Product
+
+
+class Encoder:
+    """The layers of an encoder and the norm after them."""
+
+    def __init__(self, blocks: Sequence[EncoderBlock], norm: Norm) -> None:
+        self._blocks = (_EncoderBlock * len(blocks))(
+            *(
+                _EncoderBlock(*(_fields(getattr(block, name)) for name in _ENCODER_NORMS + _ENCODER_PRODUCTS))
+                for block in blocks
+            )
+        )
+        self._norm = _fields(norm)
+        self._kept = blocks, norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Encode windows: float32, shape (n, f, state); `x` itself is overwritten."""
+        n, positions, state = x.shape
+        x = x.contiguous()
+        projected, attended = torch.empty(n, positions, 3 * state), torch.empty_like(x)
+        tensors = (each.data_ptr() for each in (x, projected, attended))
+        blocks, norm = ctypes.addressof(self._blocks), ctypes.addressof(self._norm)
+        sizes = n, positions, state, torch.get_num_threads()
+        _check(_loaded().diarist_encode(blocks, len(self._blocks), norm, *tensors, *sizes))
+        return x
+
+
+class Block(Protocol):
+    """A layer of the decoder: what is multiplied by is 8-bit."""
+
+    self_norm: Norm
+    cross_norm: Norm
+    mlp_norm: Norm
+    query_key_value: Product
+    self_out: Product
+    cross_query: Product
+    cross_out: Product
+    mlp_in: Product
+    mlp_out: Product
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedStates:
+    """Keys or values of one layer's cross-attention in 8 bits, with a scale for each head and position."""
+
+    numbers: Tensor
+    """8 bits, shape (rows, h * most f * d); of each row those of its f positions come first, head by head."""
+    scales: Tensor
+    """float32, shape (rows, h * most f), used alike."""
+    heads: int
+    """h."""
+    are_values: bool
+    """Of which four positions lie side by side; of keys each by itself, 128 added."""
+
+    @classmethod
+    def empty(cls, rows: int, heads: int, positions: int, *, are_values: bool) -> "CompressedStates":
+        size = heads * _filled(positions)
+        numbers = torch.empty(rows, size * HEAD, dtype=torch.int8 if are_values else torch.uint8)
+        return cls(numbers, torch.empty(rows, size), heads, are_values)
+
+    def fill(self, row: int, projected: Tensor) -> None:
+        """Take what was heard: bfloat16 or float32, shape (f, h * d)."""
+        projected = projected.contiguous()
+        _loaded().diarist_compress(
+            projected.data_ptr(),
+            projected.dtype == torch.bfloat16,
+            *projected.shape,
+            self.are_values,
+            self.numbers[row].data_ptr(),
+            self.scales[row].data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def read(self, row: int, head: int, positions: int, count: int) -> Tensor:
+        """The first `count` of the `positions` of a row's head: float32, shape (count, d)."""
+        first, size = head * _filled(positions), _filled(positions)
+        steps = self.numbers[row, first * HEAD : (first + size) * HEAD].float()
+        steps = steps.view(-1, HEAD, _FOUR).transpose(1, 2) if self.are_values else steps - (_STEPS + 1)
+        return steps.reshape(size, HEAD)[:count] * self.scales[row, first : first + count, None]
+
+    def move(self, source: int, target: int, positions: int) -> None:
+        """Copy one row, which has so many positions, over another."""
+        for tensor, width in ((self.numbers, HEAD), (self.scales, 1)):
+            used = self.heads * _filled(positions) * width
+            tensor[target, :used].copy_(tensor[source, :used])
+
+
+def _filled(positions: int) -> int:
+    return -(-positions // _FOUR) * _FOUR
+
+
+class Cache:
+    """Where a `network.DecoderCache` keeps its tensors."""
+
+    def __init__(
+        self,
+        self_keys: Sequence[Tensor],
+        self_values: Sequence[Tensor],
+        cross_keys: Sequence[CompressedStates],
+        cross_values: Sequence[CompressedStates],
+        alignment_queries: Tensor,
+        hidden_before: Tensor | None,
+        most_heard: int,
+    ) -> None:
+        of_layers = (
+            self_keys,
+            self_values,
+            *([each.numbers for each in cross] for cross in (cross_keys, cross_values)),
+            *([each.scales for each in cross] for cross in (cross_keys, cross_values)),
+        )
+        layers = [(ctypes.c_void_p * len(each))(*(tensor.data_ptr() for tensor in each)) for each in of_layers]
+        self._kept = layers, of_layers, alignment_queries, hidden_before
+        self.fields = _Cache(
+            *(ctypes.addressof(each) for each in layers),
+            alignment_queries.data_ptr(),
+            None if hidden_before is None else hidden_before.data_ptr(),
+            self_keys[0].shape[1],
+            most_heard,
+        )
+
+
+class Network:
+    """A decoder, all of it but the logits.
+
+    Args:
+        blocks: Its layers.
+        norm: After them.
+        embedding: Of tokens, bfloat16 or float32; shape (tokens, state).
+        positions: float32, shape (positions, state).
+        fuse: None, or the product of an embedding and a hidden state that joins them.
+        alignment_heads: Layer and head of each whose queries are kept.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        norm: Norm,
+        embedding: Tensor,
+        positions: Tensor,
+        fuse: Product | None,
+        alignment_heads: Sequence[tuple[int, int]],
+    ) -> None:
+        self._state = embedding.shape[1]
+        layers = (_Block * len(blocks))(
+            *(_Block(*(_fields(getattr(block, name)) for name in _NORMS + _PRODUCTS)) for block in blocks)
+        )
+        heads = torch.tensor(alignment_heads, dtype=torch.int64)
+        self._kept = blocks, norm, embedding, positions, fuse, heads
+        self._fields = _Network(
+            layers,
+            _fields(norm),
+            embedding.data_ptr(),
+            positions.data_ptr(),
+            None if fuse is None else ctypes.pointer(fuse.fields),
+            embedding.dtype == torch.bfloat16,
+            len(blocks),
+            self._state,
+            len(alignment_heads),
+            heads.data_ptr(),
+        )
+
+    def __call__(
+        self, tokens: Tensor, starts: Tensor, heard: Sequence[int], cache: Cache, first: int, before: Tensor | None
+    ) -> Tensor:
+        """Read tokens, as `network.Decoder`; rows are shared out to torch's number of threads.
+
+        Args:
+            tokens: int64, shape (n, q).
+            starts: int64, shape (n,): position of each row's first token.
+            heard: How many positions each row's cross-attention has.
+            cache: Read and written.
+            first: The first of n rows of it.
+            before: Hidden states for `fuse`; shape (n, q, state).
+
+        Returns:
+            float32, shape (n, q, state).
+        """
+        n, q = tokens.shape
+        tokens, starts, lengths = tokens.contiguous(), starts.contiguous(), torch.tensor(heard)
+        before = None if before is None else before.float().contiguous()
+        hidden = torch.empty(n, q, self._state)
+        rows = _Rows(
+            *(each.data_ptr() for each in (tokens, starts, lengths)),
+            None if before is None else before.data_ptr(),
+            hidden.data_ptr(),
+            first,
+            n,
+            q,
+        )
+        network, fields = ctypes.addressof(self._fields), ctypes.addressof(cache.fields)
+        _check(_loaded().diarist_decode(network, fields, ctypes.addressof(rows), torch.get_num_threads()))
+        return hidden
+
+
+def _fields(part: Norm | Product) -> ctypes.Structure:
+    return part.fields if isinstance(part, Product) else _Norm(part.weight.data_ptr(), part.bias.data_ptr())

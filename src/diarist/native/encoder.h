@@ -1,0 +1,135 @@
+/* Attention of an encoder: every position of a window asks all of them.
+
+For one head the keys are an 8-bit matrix, and so are the values; queries are rows of 8 bits, and the weights that they
+give rows of 16, of which each half is multiplied by itself. Scores of a few queries stay in the processor's cache. */
+#pragma once
+#include <string.h>
+
+#include "attention.h"
+#include "layers.h"
+#include "pool.h"
+
+#define ASKING 16 /* queries at once */
+
+typedef struct {
+    float *projected; /* [windows][positions][query, key, value][state] */
+    int64_t positions, state;
+    float *attended; /* [windows][positions][state], written */
+    atomic_int failed;
+} Window;
+
+/* A head's keys as a matrix that queries are multiplied by; what lies beyond the last position gives zero. */
+static void make_matrix(const Window *window, size_t first, int8_t *weight, float *scale, int32_t *offset) {
+    for (int64_t position = 0; position < window->positions; position++) {
+        __m512i steps[PARTS], sum = _mm512_setzero_si512();
+        int8_t bytes[HEAD];
+        scale[position] = compress(window->projected, first + position * 3 * window->state, FLOAT32, 127.0f, steps);
+        store_bytes(bytes, steps, 0);
+        for (int i = 0; i < PARTS; i++) sum = _mm512_add_epi32(sum, steps[i]);
+        offset[position] = 128 * _mm512_reduce_add_epi32(sum);
+        int8_t *target = weight + position / GROUP * GROUP * HEAD + position % GROUP * FOUR;
+        for (int i = 0; i < HEAD; i += FOUR) memcpy(target + GROUP * i, bytes + i, FOUR);
+    }
+}
+
+/* One head of one window. */
+static void attend_window(void *argument, int64_t part) {
+    Window *window = argument;
+    int64_t positions = window->positions, state = window->state, heads = state / HEAD, head = part % heads;
+    int64_t room = (positions + GROUP - 1) / GROUP * GROUP;
+    float *floats = scratch((size_t)room * (4 + ASKING) * sizeof(float) + room * HEAD * 2 + room * 2 * ASKING + 4096 * sizeof(float));
+    if (floats == NULL) {
+        atomic_store(&window->failed, 1);
+        return;
+    }
+    memset(floats, 0, (size_t)room * 4 * sizeof(float) + room * HEAD * 2);
+    float *key_scales = floats, *value_scales = key_scales + room, *zeros = value_scales + room;
+    int32_t *offsets = (int32_t *)(zeros + room);
+    int8_t *keys = (int8_t *)(offsets + room), *values = keys + room * HEAD;
+    uint8_t *upper = (uint8_t *)(values + room * HEAD), *lower = upper + room * ASKING;
+    float *scores = (float *)(lower + room * ASKING), *asked = scores + room * ASKING;
+    float *ones = asked + ASKING * HEAD, *scales = ones + HEAD, *upper_scales = scales + ASKING;
+    uint8_t *queries = (uint8_t *)(upper_scales + ASKING);
+    size_t first = part / heads * positions * 3 * state + head * HEAD;
+    make_matrix(window, first + state, keys, key_scales, offsets);
+    compress_values(window->projected + first + 2 * state, FLOAT32, 3 * state, positions, values, value_scales);
+    for (int i = 0; i < HEAD; i++) ones[i] = 1.0f;
+    Product by_keys = {keys, key_scales, zeros, offsets, HEAD, positions};
+    Product by_values = {values, ones, zeros, (const int32_t *)zeros, filled(positions), HEAD};
+    for (int64_t begin = 0; begin < positions; begin += ASKING) {
+        int64_t n = positions - begin < ASKING ? positions - begin : ASKING;
+        float *attended = window->attended + (part / heads * positions + begin) * state + head * HEAD;
+        const float *query = window->projected + first + begin * 3 * state;
+        for (int64_t j = 0; j < n; j++)
+            for (int i = 0; i < HEAD; i += WIDE)
+                _mm512_storeu_ps(asked + j * HEAD + i, _mm512_mul_ps(_mm512_set1_ps(ROOT), _mm512_loadu_ps(query + j * 3 * state + i)));
+        quantise(asked, n, HEAD, queries, scales);
+        multiply(&by_keys, queries, scales, n, 0, positions, (Result){scores, room, NULL, 0});
+        for (int64_t j = 0; j < n; j++) {
+            scales[j] = weigh(scores + j * room, value_scales, positions, upper + j * by_values.inputs, lower + j * by_values.inputs, ROUGHLY);
+            upper_scales[j] = 256.0f * scales[j];
+        }
+        multiply(&by_values, upper, upper_scales, n, 0, HEAD, (Result){attended, state, NULL, 0});
+        multiply(&by_values, lower, scales, n, 0, HEAD, (Result){attended, state, attended, 0});
+    }
+}
+
+typedef struct {
+    Norm attention_norm, mlp_norm;
+    Product query_key_value, attention_out, mlp_in, mlp_out;
+} EncoderBlock;
+
+#define TOGETHER 32 /* rows that go through a layer together: what they become stays in the processor's cache */
+
+typedef struct {
+    const EncoderBlock *block;
+    const Norm *norm; /* NULL, or what follows the block */
+    float *x;
+    int64_t rows;
+    Window window;
+} Encoding;
+
+typedef struct {
+    float *narrow, *wide;
+    Quantised quantised;
+    int64_t first, rows;
+} Part;
+
+static int begin_part(Encoding *all, int64_t part, Part *p) {
+    int64_t state = all->window.state;
+    p->first = part * TOGETHER;
+    p->rows = all->rows - p->first < TOGETHER ? all->rows - p->first : TOGETHER;
+    p->narrow = scratch(TOGETHER * (5 * state + 1) * sizeof(float) + TOGETHER * 4 * state);
+    if (p->narrow == NULL) {
+        atomic_store(&all->window.failed, 1);
+        return 0;
+    }
+    p->wide = p->narrow + TOGETHER * state;
+    p->quantised.scales = p->wide + TOGETHER * 4 * state;
+    p->quantised.bytes = (uint8_t *)(p->quantised.scales + TOGETHER);
+    return 1;
+}
+
+/* Rows to queries, keys and values. */
+static void project(void *argument, int64_t part) {
+    Encoding *all = argument;
+    Part p;
+    if (!begin_part(all, part, &p)) return;
+    int64_t state = all->window.state;
+    normalise(&all->block->attention_norm, all->x + p.first * state, p.narrow, p.rows, state);
+    product(&all->block->query_key_value, p.narrow, p.rows, all->window.projected + p.first * 3 * state, SET, p.quantised);
+}
+
+/* What was attended to, and the rest of the block. */
+static void finish(void *argument, int64_t part) {
+    Encoding *all = argument;
+    Part p;
+    if (!begin_part(all, part, &p)) return;
+    int64_t state = all->window.state;
+    float *x = all->x + p.first * state;
+    product(&all->block->attention_out, all->window.attended + p.first * state, p.rows, x, ADD, p.quantised);
+    normalise(&all->block->mlp_norm, x, p.narrow, p.rows, state);
+    product(&all->block->mlp_in, p.narrow, p.rows, p.wide, SET_GELU, p.quantised);
+    product(&all->block->mlp_out, p.wide, p.rows, x, ADD, p.quantised);
+    if (all->norm) normalise(all->norm, x, x, p.rows, state);
+}
