@@ -248,6 +248,11 @@ class _PackedLinear:
 _STEPS = 127  # of 8 bits, on either side of zero
 
 
+def _weight_steps() -> int:
+    """Without VNNI the sums of two products have 16 bits, which 255 times 127 twice would exceed."""
+    return _STEPS if torch.cpu._is_vnni_supported() else _STEPS // 2  # noqa: SLF001
+
+
 class _Int8Linear:
     """Per-channel 8-bit weights, float32 inside (VNNI or AVX2).
 
@@ -257,7 +262,7 @@ class _Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> None:
         weight = weight.detach().float().cpu()
-        scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min_(1e-12)
+        scale = (weight.abs().amax(dim=1) / _weight_steps()).clamp_min_(1e-12)
         with warnings.catch_warnings():  # deprecated, yet the packed product has no other way in
             warnings.simplefilter("ignore", UserWarning)
             zero = torch.zeros(len(scale), dtype=torch.long)

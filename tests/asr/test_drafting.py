@@ -290,7 +290,7 @@ def test_speech_is_written_the_same(real_loop, checkpoint, tiny_en, speech, plai
         assert assistance.drafted > 0
 
 
-@pytest.mark.skipif(not native.is_available(), reason="no C compiler, or no AVX-512 VNNI")
+@pytest.mark.skipif(not native.is_available(), reason="no C compiler, or no AVX2")
 @pytest.mark.parametrize("kind", ["ngram", "tiny.en"])
 def test_in_8_bits_not_a_digit_differs(real_loop, checkpoint, tiny_en, speech, kind):
     compute = choose_compute("cpu", "int8")

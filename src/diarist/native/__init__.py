@@ -1,4 +1,4 @@
-"""Whisper's layers in C, for processors with AVX-512 VNNI; compiled when diarist is installed.
+"""Whisper's layers in C, for processors with AVX-512 VNNI and those with AVX2; compiled when diarist is installed.
 
 PyTorch makes a decoder's pass of several hundred operations on a few rows, each of which takes longer to begin than to do,
 and multiplies in bfloat16 half as fast as this does in 8 bits. Where there was no compiler, or the processor is another,
@@ -9,6 +9,7 @@ and multiplies in bfloat16 half as fast as this does in 8 bits. Where there was 
 
 import ctypes
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("decoder.so")
+LIBRARIES = {name: Path(__file__).with_name(f"decoder-{name}.so") for name in ("avx512", "avx2")}
+"""One for each kind of processor, the fastest first."""
 HEAD = 64
 """Features that a head must have."""
 INPUTS = 16
 """Of a product there must be a multiple of this."""
-_GROUP, _FOUR = 64, 4  # outputs side by side, and inputs of one instruction: as in product.h
+_FOUR = 4  # inputs of a product, or positions, that lie side by side
 _STEPS = 127  # of 8 bits, on either side of zero
 
 
@@ -99,10 +101,20 @@ class _Choosing(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """Loaded; None where there is none, where it is of other sources, and where this processor cannot run it."""
+    """The fastest that this processor can run; None where there is none."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()  # what PyTorch's own products are told
+    for name, path in LIBRARIES.items():
+        library = _load(path) if name != "avx512" or limit == "DEFAULT" or limit.startswith("AVX512_CORE_") else None
+        if library is not None and library.diarist_supported():
+            return library
+    return None
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """None where there is no library, and where it is of other sources."""
     address, number = ctypes.c_void_p, ctypes.c_int64
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(path))
         library.diarist_decode.argtypes = [address, address, address, number]
         library.diarist_multiply.argtypes = [address, address, number, number, address, address, number]
         library.diarist_compress.argtypes = [address, number, number, number, number, address, address, number]
@@ -111,7 +123,7 @@ def _library() -> ctypes.CDLL | None:
         library.diarist_log_sums.argtypes = [address, number, number, number, address, number]
     except (OSError, AttributeError):
         return None
-    return library if library.diarist_supported() else None
+    return library
 
 
 def _loaded() -> ctypes.CDLL:
@@ -124,6 +136,11 @@ def _loaded() -> ctypes.CDLL:
 def is_available() -> bool:
     """Whether it was compiled, and this processor can run it."""
     return _library() is not None
+
+
+def _group() -> int:
+    """Outputs of a product that are computed side by side."""
+    return int(_loaded().diarist_group())
 
 
 def _check(failed: int) -> None:
@@ -183,13 +200,14 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.outputs, self.inputs = weight.shape
-        filled = -(-self.outputs // _GROUP) * _GROUP
+        group = _group()
+        filled = -(-self.outputs // group) * group
         more = filled - self.outputs
         weight = weight.detach().float().cpu()
         scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min_(1e-12)
         quantised = F.pad((weight / scale[:, None]).round_().to(torch.int8), (0, 0, 0, more))
         offset = quantised.sum(dim=1, dtype=torch.int32).mul_(_STEPS + 1)
-        groups = quantised.view(filled // _GROUP, _GROUP, self.inputs // _FOUR, _FOUR)
+        groups = quantised.view(filled // group, group, self.inputs // _FOUR, _FOUR)
         biases = torch.zeros(self.outputs) if bias is None else bias.detach().float().cpu()
         self._kept = groups.transpose(1, 2).contiguous(), F.pad(scale, (0, more)), F.pad(biases, (0, more)), offset
         self.fields = _Product(*(each.data_ptr() for each in self._kept), self.inputs, self.outputs)
@@ -279,7 +297,7 @@ class CompressedStates:
     heads: int
     """h."""
     are_values: bool
-    """Of which four positions lie side by side; of keys each by itself, 128 added."""
+    """Which are a matrix for each head, laid out as a product's; keys are positions, 128 added."""
 
     @classmethod
     def empty(cls, rows: int, heads: int, positions: int, *, are_values: bool) -> "CompressedStates":
@@ -304,7 +322,10 @@ class CompressedStates:
         """The first `count` of the `positions` of a row's head: float32, shape (count, d)."""
         first, size = head * _filled(positions), _filled(positions)
         steps = self.numbers[row, first * HEAD : (first + size) * HEAD].float()
-        steps = steps.view(-1, HEAD, _FOUR).transpose(1, 2) if self.are_values else steps - (_STEPS + 1)
+        if self.are_values:
+            steps = steps.view(-1, size // _FOUR, _group(), _FOUR).permute(1, 3, 0, 2)
+        else:
+            steps = steps - (_STEPS + 1)
         return steps.reshape(size, HEAD)[:count] * self.scales[row, first : first + count, None]
 
     def move(self, source: int, target: int, positions: int) -> None:

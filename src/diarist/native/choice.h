@@ -21,32 +21,29 @@ typedef struct {
 } Summing;
 
 static float largest(const float *x, int64_t count) {
-    __m512 most = _mm512_set1_ps(-INFINITY);
-    for (int64_t i = 0; i < count; i += WIDE) {
-        __mmask16 kept = up_to(count - i);
-        most = _mm512_mask_max_ps(most, kept, most, _mm512_maskz_loadu_ps(kept, x + i));
-    }
-    return _mm512_reduce_max_ps(most);
+    Floats most = same(-INFINITY);
+    for (int64_t i = 0; i < count; i += WIDE)
+        most = choose_lanes(up_to(count - i), larger(most, get_up_to(x + i, count - i)), most);
+    return largest_of(most);
 }
 
 /* Where a number stands first; 0 where it does not. */
 static int64_t place(const float *x, int64_t count, float number) {
     for (int64_t i = 0; i < count; i += WIDE) {
-        __mmask16 kept = up_to(count - i);
-        __mmask16 equal = _mm512_mask_cmp_ps_mask(kept, _mm512_maskz_loadu_ps(kept, x + i), _mm512_set1_ps(number), _CMP_EQ_OQ);
-        if (equal) return i + __builtin_ctz(equal);
+        int lane = find(get_up_to(x + i, count - i), number, count - i);
+        if (lane >= 0) return i + lane;
     }
     return 0;
 }
 
 static float log_sum(const float *x, int64_t count, float most) {
     if (most == -INFINITY) return most;
-    __m512 sum = _mm512_setzero_ps(), top = _mm512_set1_ps(most);
+    Floats sum = same(0.0f);
     for (int64_t i = 0; i < count; i += WIDE) {
-        __mmask16 kept = up_to(count - i);
-        sum = _mm512_mask_add_ps(sum, kept, sum, exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(kept, x + i), top)));
+        Floats part = exponential(minus(get_up_to(x + i, count - i), same(most)));
+        sum = choose_lanes(up_to(count - i), plus(sum, part), sum);
     }
-    return most + logf(_mm512_reduce_add_ps(sum));
+    return most + logf(sum_of(sum));
 }
 
 static void choose(void *argument, int64_t row) {

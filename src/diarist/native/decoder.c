@@ -1,4 +1,4 @@
-/* Whisper's decoder for a few tokens at a time, on processors with AVX-512 VNNI.
+/* Whisper's decoder for a few tokens at a time, on processors with AVX-512 VNNI, or with AVX2.
 
 What takes the time of such a pass in PyTorch is not arithmetic but the several hundred small operations that it is made
 of. Here a pass is one call. It computes what asr/network.py does with 8-bit products. Threads take rows of their own.
@@ -55,15 +55,14 @@ static void embed(const Network *net, const Rows *rows, Memory *s) {
     for (int64_t m = 0; m < rows->n * rows->q; m++)
         for (int64_t i = 0; i < state; i += WIDE) {
             float *target = net->fuse ? s->wide + 2 * m * state + i : s->x + m * state + i;
-            _mm512_storeu_ps(target, load(net->embedding, rows->tokens[m] * state + i, net->embedding_type ? BFLOAT16 : FLOAT32));
-            if (net->fuse) _mm512_storeu_ps(target + state, _mm512_loadu_ps(rows->before + m * state + i));
+            put(target, load(net->embedding, rows->tokens[m] * state + i, net->embedding_type ? BFLOAT16 : FLOAT32));
+            if (net->fuse) put(target + state, get(rows->before + m * state + i));
         }
     if (net->fuse) product(net->fuse, s->wide, rows->n * rows->q, s->x, SET, s->quantised);
     for (int64_t m = 0; m < rows->n * rows->q; m++) {
         const float *position = net->positions + (rows->starts[m / rows->q] + m % rows->q) * state;
         float *x = s->x + m * state;
-        for (int64_t i = 0; i < state; i += WIDE)
-            _mm512_storeu_ps(x + i, _mm512_add_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(position + i)));
+        for (int64_t i = 0; i < state; i += WIDE) put(x + i, plus(get(x + i), get(position + i)));
     }
 }
 
@@ -102,21 +101,21 @@ static void attend_cross(const Network *net, const Cache *cache, const Rows *row
     }
 }
 
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Read the tokens. Returns 0, or 1 where there is no memory for it. */
 static int decode(const Network *net, const Cache *cache, const Rows *rows) {
     int64_t state = net->state, m = rows->n * rows->q;
     Memory s;
-    int64_t room = 2 * larger(cache->most_heard, cache->positions) + 4 * WIDE;
+    int64_t room = 2 * most_of(cache->most_heard, cache->positions) + 4 * WIDE;
     int64_t floats = m * (1 + 4 + 1) * state + room + m;
-    s.x = scratch(floats * sizeof(float) + m * 4 * state);
+    s.x = scratch(floats * sizeof(float) + m * 4 * state * sizeof(Step));
     if (s.x == NULL) return 1;
     s.wide = s.x + m * state;
     s.narrow = s.wide + 4 * m * state;
     s.scores = s.narrow + m * state;
     s.quantised.scales = s.scores + room;
-    s.quantised.bytes = (uint8_t *)(s.x + floats);
+    s.quantised.steps = (Step *)(s.x + floats);
     embed(net, rows, &s);
     for (int64_t layer = 0; layer < net->layers; layer++) {
         const Block *block = net->blocks + layer;
@@ -191,47 +190,46 @@ void diarist_compress(const void *numbers, int64_t halves, int64_t positions, in
     in_threads(compress_head, &all, state / HEAD, threads);
 }
 
-#define PIECE (8 * GROUP) /* outputs that a thread takes at once, of a few rows */
-#define MANY 128          /* or rows, of many */
+#define PIECE 512 /* outputs that a thread takes at once, of a few rows: a multiple of GROUP */
+#define MANY 128  /* or rows, of many */
 
 typedef struct {
     const Product *product;
     const float *x;
     int64_t rows;
     Result result;
-    uint8_t *quantised;
+    Step *steps;
     float *scales;
 } Multiplication;
 
 static void multiply_outputs(void *argument, int64_t part) {
     const Multiplication *all = argument;
     int64_t outputs = all->product->outputs, first = part * PIECE, last = first + PIECE < outputs ? first + PIECE : outputs;
-    multiply(all->product, all->quantised, all->scales, all->rows, first, last, all->result);
+    multiply(all->product, all->steps, all->scales, all->rows, first, last, all->result);
 }
 
 static void multiply_rows(void *argument, int64_t part) {
     const Multiplication *all = argument;
     const Product *p = all->product;
     int64_t first = part * MANY, rows = all->rows - first < MANY ? all->rows - first : MANY;
-    uint8_t *quantised = all->quantised + first * p->inputs;
+    Step *steps = all->steps + first * p->inputs;
     Result result = all->result;
     result.y += first * result.stride;
     result.added = result.added ? result.added + first * result.stride : NULL;
-    quantise(all->x + first * p->inputs, rows, p->inputs, quantised, all->scales + first);
-    multiply(p, quantised, all->scales + first, rows, 0, p->outputs, result);
+    quantise(all->x + first * p->inputs, rows, p->inputs, steps, all->scales + first);
+    multiply(p, steps, all->scales + first, rows, 0, p->outputs, result);
 }
 
 /* y [rows][outputs] of x [rows][inputs], then GELU, or what is added, laid out as y. Returns 0, or 1 where there is no
 memory for it. */
 int diarist_multiply(const Product *p, const float *x, int64_t rows, int64_t gelu, const float *added, float *y, int64_t threads) {
-    uint8_t *quantised = scratch(rows * (p->inputs + sizeof(float)));
-    if (quantised == NULL) return 1;
-    float *scales = (float *)(quantised + rows * p->inputs);
-    Multiplication all = {p, x, rows, {y, p->outputs, added, (int)gelu}, quantised, scales};
+    float *scales = scratch(rows * (sizeof(float) + p->inputs * sizeof(Step)));
+    if (scales == NULL) return 1;
+    Multiplication all = {p, x, rows, {y, p->outputs, added, (int)gelu}, (Step *)(scales + rows), scales};
     if (rows >= 2 * MANY) {
         in_threads(multiply_rows, &all, (rows + MANY - 1) / MANY, threads);
     } else {
-        quantise(x, rows, p->inputs, quantised, scales);
+        quantise(x, rows, p->inputs, all.steps, scales);
         in_threads(multiply_outputs, &all, (p->outputs + PIECE - 1) / PIECE, threads);
     }
     return 0;
@@ -260,9 +258,16 @@ void diarist_log_sums(const float *x, int64_t rows, int64_t stride, int64_t coun
     in_threads(add_up, &all, rows, threads);
 }
 
+/* Outputs of a product that are computed side by side. */
+int diarist_group(void) { return GROUP; }
+
 /* Whether this processor has what all of this is made of. */
 int diarist_supported(void) {
     __builtin_cpu_init();
+#ifdef __AVX512VNNI__
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#else
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
 }

@@ -21,12 +21,11 @@ typedef struct {
 /* A head's keys as a matrix that queries are multiplied by; what lies beyond the last position gives zero. */
 static void make_matrix(const Window *window, size_t first, int8_t *weight, float *scale, int32_t *offset) {
     for (int64_t position = 0; position < window->positions; position++) {
-        __m512i steps[PARTS], sum = _mm512_setzero_si512();
+        Integers steps[PARTS];
         int8_t bytes[HEAD];
         scale[position] = compress(window->projected, first + position * 3 * window->state, FLOAT32, 127.0f, steps);
-        store_bytes(bytes, steps, 0);
-        for (int i = 0; i < PARTS; i++) sum = _mm512_add_epi32(sum, steps[i]);
-        offset[position] = 128 * _mm512_reduce_add_epi32(sum);
+        for (int i = 0; i < PARTS; i++) put_bytes(bytes + WIDE * i, steps[i]);
+        offset[position] = 128 * sum_of_steps(steps);
         int8_t *target = weight + position / GROUP * GROUP * HEAD + position % GROUP * FOUR;
         for (int i = 0; i < HEAD; i += FOUR) memcpy(target + GROUP * i, bytes + i, FOUR);
     }
@@ -36,20 +35,21 @@ static void make_matrix(const Window *window, size_t first, int8_t *weight, floa
 static void attend_window(void *argument, int64_t part) {
     Window *window = argument;
     int64_t positions = window->positions, state = window->state, heads = state / HEAD, head = part % heads;
-    int64_t room = (positions + GROUP - 1) / GROUP * GROUP;
-    float *floats = scratch((size_t)room * (4 + ASKING) * sizeof(float) + room * HEAD * 2 + room * 2 * ASKING + 4096 * sizeof(float));
-    if (floats == NULL) {
+    int64_t room = (positions + HEAD - 1) / HEAD * HEAD; /* whole groups, and not fewer than values have features */
+    size_t cleared = room * (4 * sizeof(float) + HEAD * 2);
+    float *key_scales = scratch(cleared + room * ASKING * (sizeof(float) + 2 * sizeof(Step)) + 4096 * sizeof(float));
+    if (key_scales == NULL) {
         atomic_store(&window->failed, 1);
         return;
     }
-    memset(floats, 0, (size_t)room * 4 * sizeof(float) + room * HEAD * 2);
-    float *key_scales = floats, *value_scales = key_scales + room, *zeros = value_scales + room;
+    memset(key_scales, 0, cleared);
+    float *value_scales = key_scales + room, *zeros = value_scales + room;
     int32_t *offsets = (int32_t *)(zeros + room);
     int8_t *keys = (int8_t *)(offsets + room), *values = keys + room * HEAD;
-    uint8_t *upper = (uint8_t *)(values + room * HEAD), *lower = upper + room * ASKING;
+    Step *upper = (Step *)(values + room * HEAD), *lower = upper + room * ASKING;
     float *scores = (float *)(lower + room * ASKING), *asked = scores + room * ASKING;
     float *ones = asked + ASKING * HEAD, *scales = ones + HEAD, *upper_scales = scales + ASKING;
-    uint8_t *queries = (uint8_t *)(upper_scales + ASKING);
+    Step *queries = (Step *)(upper_scales + ASKING);
     size_t first = part / heads * positions * 3 * state + head * HEAD;
     make_matrix(window, first + state, keys, key_scales, offsets);
     compress_values(window->projected + first + 2 * state, FLOAT32, 3 * state, positions, values, value_scales);
@@ -62,7 +62,7 @@ static void attend_window(void *argument, int64_t part) {
         const float *query = window->projected + first + begin * 3 * state;
         for (int64_t j = 0; j < n; j++)
             for (int i = 0; i < HEAD; i += WIDE)
-                _mm512_storeu_ps(asked + j * HEAD + i, _mm512_mul_ps(_mm512_set1_ps(ROOT), _mm512_loadu_ps(query + j * 3 * state + i)));
+                put(asked + j * HEAD + i, times(same(ROOT), get(query + j * 3 * state + i)));
         quantise(asked, n, HEAD, queries, scales);
         multiply(&by_keys, queries, scales, n, 0, positions, (Result){scores, room, NULL, 0});
         for (int64_t j = 0; j < n; j++) {
@@ -99,14 +99,14 @@ static int begin_part(Encoding *all, int64_t part, Part *p) {
     int64_t state = all->window.state;
     p->first = part * TOGETHER;
     p->rows = all->rows - p->first < TOGETHER ? all->rows - p->first : TOGETHER;
-    p->narrow = scratch(TOGETHER * (5 * state + 1) * sizeof(float) + TOGETHER * 4 * state);
+    p->narrow = scratch(TOGETHER * ((5 * state + 1) * sizeof(float) + 4 * state * sizeof(Step)));
     if (p->narrow == NULL) {
         atomic_store(&all->window.failed, 1);
         return 0;
     }
     p->wide = p->narrow + TOGETHER * state;
     p->quantised.scales = p->wide + TOGETHER * 4 * state;
-    p->quantised.bytes = (uint8_t *)(p->quantised.scales + TOGETHER);
+    p->quantised.steps = (Step *)(p->quantised.scales + TOGETHER);
     return 1;
 }
 

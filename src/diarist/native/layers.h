@@ -9,23 +9,23 @@ typedef struct {
 } Norm;
 
 typedef struct { /* memory for rows that are made 8-bit, and their scales */
-    uint8_t *bytes;
+    Step *steps;
     float *scales;
 } Quantised;
 
 static void normalise(const Norm *norm, const float *x, float *y, int64_t rows, int64_t state) {
     for (int64_t row = 0; row < rows; row++, x += state, y += state) {
-        __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
-        for (int64_t i = 0; i < state; i += WIDE) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + i));
-        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)state);
+        Floats sum = same(0.0f), squares = same(0.0f);
+        for (int64_t i = 0; i < state; i += WIDE) sum = plus(sum, get(x + i));
+        Floats mean = same(sum_of(sum) / (float)state);
         for (int64_t i = 0; i < state; i += WIDE) {
-            __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(x + i), mean);
-            squares = _mm512_fmadd_ps(difference, difference, squares);
+            Floats difference = minus(get(x + i), mean);
+            squares = plus_product(squares, difference, difference);
         }
-        __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)state + 1e-5f));
+        Floats factor = same(1.0f / sqrtf(sum_of(squares) / (float)state + 1e-5f));
         for (int64_t i = 0; i < state; i += WIDE) {
-            __m512 scaled = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), mean), factor);
-            _mm512_storeu_ps(y + i, _mm512_fmadd_ps(scaled, _mm512_loadu_ps(norm->weight + i), _mm512_loadu_ps(norm->bias + i)));
+            Floats scaled = times(minus(get(x + i), mean), factor);
+            put(y + i, plus_product(get(norm->bias + i), scaled, get(norm->weight + i)));
         }
     }
 }
@@ -33,7 +33,7 @@ static void normalise(const Norm *norm, const float *x, float *y, int64_t rows, 
 typedef enum { SET, SET_GELU, ADD } Way;
 
 static void product(const Product *p, const float *x, int64_t rows, float *y, Way way, Quantised memory) {
-    quantise(x, rows, p->inputs, memory.bytes, memory.scales);
+    quantise(x, rows, p->inputs, memory.steps, memory.scales);
     Result result = {y, p->outputs, way == ADD ? y : NULL, way == SET_GELU};
-    multiply(p, memory.bytes, memory.scales, rows, 0, p->outputs, result);
+    multiply(p, memory.steps, memory.scales, rows, 0, p->outputs, result);
 }
