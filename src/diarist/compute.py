@@ -196,12 +196,13 @@ def linear(weight: Tensor, bias: Tensor | None, compute: Compute, rows: int = 16
         return _Int8Linear(weight, bias, rows, compute.dtype)
     weight = weight.to(compute.device, compute.dtype)
     bias = None if bias is None else bias.to(compute.device, compute.dtype)
-    if compute.device.type == "cpu" and compute.dtype == torch.bfloat16 and _can_pack():
+    if compute.device.type == "cpu" and compute.dtype == torch.bfloat16 and packs_bfloat16():
         return _PackedLinear(weight, bias, rows)
     return _PlainLinear(weight, bias)
 
 
-def _can_pack() -> bool:
+def packs_bfloat16() -> bool:
+    """Whether oneDNN takes bfloat16 weights in its own layout on this processor."""
     return hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
 
 

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from diarist import native
 from diarist.asr.alignment import attention_similarity, token_starts, within_passages
 from diarist.asr.beam import beam_search
 from diarist.asr.drafting import Assistant, Drafter, DraftRow
@@ -380,11 +381,15 @@ class DecodingLoop:
         hidden = self._decoder(prompts[:, :read], torch.zeros_like(prompts[:, 0]), cache, rows)
         starts = [job.prompt.index(self.vocabulary.start) for job in jobs]
         at_start = hidden[torch.arange(len(jobs)), torch.tensor(starts)]
-        embedding = self._decoder.embedding
-        logits = F.linear(at_start.to(embedding.dtype), embedding).float()
-        probabilities = logits.softmax(dim=1)[:, self.vocabulary.no_speech]
+        probabilities = self._unsuppressed_logits(at_start).softmax(dim=1)[:, self.vocabulary.no_speech]
         for job, probability in zip(jobs, probabilities.tolist(), strict=True):
             job.no_speech_prob = probability
+
+    def _unsuppressed_logits(self, hidden: Tensor) -> Tensor:
+        if isinstance(self._logits, native.Product):
+            return self._logits.unbiased(hidden)
+        embedding = self._decoder.embedding
+        return F.linear(hidden.to(embedding.dtype), embedding).float()
 
     def _admits(self, job: Job, assistant: Assistant) -> bool:
         """Whether the assistant is told of a window that is starting."""

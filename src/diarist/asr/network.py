@@ -47,15 +47,19 @@ class Encoder:
 
     def __call__(self, mel: Tensor) -> Tensor:
         """Encode windows: (n, n_mels, 2 f) to (n, f, n_audio_state); f is n_audio_ctx at most."""
-        x = F.gelu(F.conv1d(mel.to(self.dtype), *self.conv1, padding=1))
-        x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1))
-        x = x.transpose(1, 2)
-        x = (x + self.positions[: x.shape[1]]).to(self.norm.weight.dtype)
-        if self._native is not None:
-            return self._native(x)
+        mel = mel.to(self.dtype)
+        if self._native is not None:  # one by one, since the sums of PyTorch's convolutions depend on the company
+            return self._native(torch.cat([self._convolve(mel[i : i + 1]) for i in range(len(mel))]))
+        x = self._convolve(mel)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def _convolve(self, mel: Tensor) -> Tensor:
+        """The same to what the layers take: (n, f, n_audio_state)."""
+        x = F.gelu(F.conv1d(mel, *self.conv1, padding=1))
+        x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1)).transpose(1, 2)
+        return (x + self.positions[: x.shape[1]]).to(self.norm.weight.dtype)
 
 
 def is_native(dims: WhisperDims, compute: Compute) -> bool:

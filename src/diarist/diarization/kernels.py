@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
 
+from diarist.compute import packs_bfloat16
+
 _LSTM_MODE = 2  # torch's number for it among recurrences
 
 
@@ -42,8 +44,8 @@ def convolution(
         padding: Zeros around height and width.
         size: About the height and width that the input will have; the packing is tuned to it and right for any.
     """
-    packs = hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-    if weight.device.type == "cpu" and packs and weight.dtype in (torch.float32, torch.bfloat16):
+    packs = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and packs_bfloat16())
+    if weight.device.type == "cpu" and packs and hasattr(torch.ops.mkldnn, "_convolution_pointwise_"):
         return _Packed(weight, bias, stride, padding, size)
     return _Plain(weight, bias, stride, padding)
 
@@ -101,14 +103,17 @@ def recurrence(weights: Mapping[str, Tensor], layers: int) -> Recurrence:
         layers: How many.
     """
     first = weights["weight_ih_l0"]
-    if first.device.type == "cpu" and first.dtype == torch.bfloat16 and hasattr(torch, "mkldnn_rnn_layer"):
-        return _MixedLstm(weights, layers)
+    dtype = first.dtype
+    if first.device.type == "cpu" and dtype == torch.bfloat16:
+        if packs_bfloat16():
+            return _MixedLstm(weights, layers)
+        dtype = torch.float32  # for the reasons that `_MixedLstm` gives
     hidden = weights["weight_hh_l0"].shape[1]
-    lstm = nn.LSTM(first.shape[1], hidden, layers, bidirectional=True, device=first.device, dtype=first.dtype).eval()
+    lstm = nn.LSTM(first.shape[1], hidden, layers, bidirectional=True, device=first.device, dtype=dtype).eval()
     lstm.load_state_dict(weights)
     lstm.requires_grad_(requires_grad=False)
     lstm.flatten_parameters()
-    return lambda x: lstm(x)[0]
+    return lambda x: lstm(x.to(dtype))[0].to(x.dtype)
 
 
 class _MixedLstm:

@@ -210,14 +210,26 @@ class Product:
         groups = quantised.view(filled // group, group, self.inputs // _FOUR, _FOUR)
         biases = torch.zeros(self.outputs) if bias is None else bias.detach().float().cpu()
         self._kept = groups.transpose(1, 2).contiguous(), F.pad(scale, (0, more)), F.pad(biases, (0, more)), offset
-        self.fields = _Product(*(each.data_ptr() for each in self._kept), self.inputs, self.outputs)
+        self.fields = self._with(self._kept[2])
+
+    def _with(self, bias: Tensor) -> _Product:
+        weight, scale, _, offset = self._kept
+        return _Product(*(each.data_ptr() for each in (weight, scale, bias, offset)), self.inputs, self.outputs)
 
     def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        return self._multiply(self.fields, x, gelu, residual)
+
+    def unbiased(self, x: Tensor) -> Tensor:
+        """The product alone."""
+        zeros = torch.zeros_like(self._kept[2])
+        return self._multiply(self._with(zeros), x)
+
+    def _multiply(self, fields: _Product, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         rows = x.float().reshape(-1, self.inputs).contiguous()
         y = torch.empty(len(rows), self.outputs)
         added = None if residual is None else residual.float().reshape(y.shape).contiguous()
         failed = _loaded().diarist_multiply(
-            ctypes.addressof(self.fields),
+            ctypes.addressof(fields),
             rows.data_ptr(),
             len(rows),
             gelu,
