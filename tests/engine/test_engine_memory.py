@@ -1,11 +1,13 @@
 """A process that serves stays small: few arenas, holes handed back, no garbage kept. Each in a process of its own."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt and malloc_trim are glibc's")
 
@@ -87,3 +89,26 @@ print((memory.resident_bytes() - before) / 1e6)
 def test_what_refers_to_itself_does_not_wait_for_hundreds_of_others():
     done = subprocess.run([sys.executable, "-c", CYCLES], check=True, stdout=subprocess.PIPE, text=True, timeout=60)
     assert float(done.stdout) < 25
+
+
+SHAPES = """
+import sys
+import torch
+from diarist.engine import memory
+
+if sys.argv[1] == "small":
+    memory.keep_small()
+weight = torch.randn(64, 64, 3)
+for length in (100, *range(101, 400), 100):
+    torch.nn.functional.conv1d(torch.randn(4, 64, length), weight)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(("kind", "times"), [("plain", 1), ("small", 2)])
+def test_programs_for_shapes_of_long_ago_are_let_go(kind, times):
+    """oneDNN's own log says whether the program for the last shape, which is the first, was still there."""
+    command, told = [sys.executable, "-c", SHAPES, kind], os.environ | {"ONEDNN_VERBOSE": "2"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60, env=told)
+    first = [line for line in done.stdout.splitlines() if "convolution" in line and "iw100ow98" in line]
+    assert sum("create:cache_miss" in line for line in first) == times

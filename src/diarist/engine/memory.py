@@ -5,6 +5,9 @@ hands back little but what lies at the end of one. Where threads come and go wit
 holes of the largest request that it has seen. So a process that serves keeps to two arenas, and hands their holes back
 now and then.
 
+oneDNN keeps a program for each shape that it meets, up to a thousand of them, of which one takes between 60 and 600 KB.
+A recording needs some 150, so a process that serves keeps to that order.
+
 Python for its part looks for cycles of objects when enough objects have come. A request that was given up leaves a few,
 and with them its sound, megabytes: too few to count, so they are looked for as often.
 """
@@ -20,11 +23,13 @@ from pathlib import Path
 
 _M_ARENA_MAX = -8  # glibc's number for it
 _ARENAS = 2  # one for the thread that computes or answers, one for all others
+_PROGRAMS = 256
 _PERIOD_S = 10.0  # what was handed back must be touched anew, which takes some 10 ms
 
 
 def keep_small() -> None:
-    """Keep this process small from now on. Once, before threads are started."""
+    """Keep this process small from now on. Once, before threads are started and anything is computed."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PROGRAMS))
     library = ctypes.CDLL(None)
     trim = getattr(library, "malloc_trim", None)  # glibc has it
     if trim and "MALLOC_ARENA_MAX" not in os.environ:
