@@ -4,7 +4,10 @@ Matrix products dominate everything here, so this module also prepares them: `li
 layout that the device's library wants and fuses what follows the product (GELU, residual) where it can.
 """
 
+import ctypes
+import mmap
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -156,6 +159,17 @@ def has_amx() -> bool:
 def free_bytes(compute: Compute) -> int | None:
     """Memory that an accelerator has left; None on a processor."""
     return torch.cuda.mem_get_info(compute.device)[0] if compute.device.type == "cuda" else None
+
+
+def hand_back(tensor: Tensor) -> None:
+    """Let the system have the memory of a tensor until it is written again; what it holds is lost. On processors only."""
+    if tensor.device.type != "cpu" or sys.platform != "linux":
+        return
+    first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    first, last = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, last // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        advise = ctypes.CDLL(None).madvise
+        advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def recorder(compute: Compute) -> Recorder | None:

@@ -1,5 +1,6 @@
 import dataclasses
 import difflib
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from diarist.asr.features import WINDOW_SAMPLES
 from diarist.asr.network import DecoderCache
 from diarist.asr.options import DecodingOptions
 from diarist.compute import choose
+from diarist.engine.memory import resident_bytes
 from diarist.errors import OptionError
 
 ENGLISH = DecodingOptions("en", temperatures=(0.0,))
@@ -216,6 +218,29 @@ def test_siblings_share_weights_and_nothing_else(exact_loop, sample_waveform):
         exact_loop.step()
         sibling.step()
     assert [(name, result.tokens) for name, result in results] == [("first", alone.tokens), ("second", alone.tokens)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are handed back on Linux")
+def test_at_rest_what_was_heard_takes_no_memory(loop, sample_waveform):
+    sibling = loop.sibling(4, 1)
+    windows = [sample_waveform[:WINDOW_SAMPLES]] * 4
+    before = decode(sibling, windows)
+    full = resident_bytes()
+    sibling.rest()
+    heard = 4 * DecoderCache.row_bytes(dataclasses.replace(loop.dims, n_text_ctx=0), loop.compute)
+    assert resident_bytes() < full - 0.8 * heard
+    assert decode(sibling, windows) == before
+
+
+def test_a_loop_that_works_does_not_rest(loop, sample_waveform):
+    sibling = loop.sibling(1, 1)
+    (alone,) = decode(sibling, [sample_waveform])
+    found: list[Decoded] = []
+    sibling.submit(Job(torch.from_numpy(sample_waveform), ENGLISH, SpokenLanguage("en"), found.append))
+    while sibling.pending:
+        sibling.step()
+        sibling.rest()
+    assert [each.tokens for each in found] == [alone.tokens]
 
 
 def test_a_loop_goes_on_after_a_step_that_raised(exact_loop, sample_waveform, monkeypatch):

@@ -109,6 +109,9 @@ class FakeLoop:
     def give_up(self, error: Exception) -> None:
         self.waiting.pop(0).fail(error)
 
+    def rest(self) -> None:
+        pass
+
     def relax(self) -> None:
         self.limit = min(2 * self.limit, self.rows)
 

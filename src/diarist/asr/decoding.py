@@ -263,6 +263,12 @@ class DecodingLoop:
         """After steps that went well: twice as many rows may be in use again, up to `rows`."""
         self.limit = min(2 * self.limit, self.rows)
 
+    def rest(self) -> None:
+        """While there is nothing to do: let the system have the memory that only windows under way need."""
+        if not self.pending:
+            self._beam_cache = None
+            self._cache.hand_back()
+
     def _drop_cancelled(self) -> None:
         if any(job.cancelled for job in self._waiting):
             self._waiting = deque(job for job in self._waiting if not job.cancelled)

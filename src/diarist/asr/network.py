@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diarist import native
 from diarist.asr.attention import choose_attention, choose_past_attention
-from diarist.compute import Compute, Linear, for_few_rows, linear, unquantised
+from diarist.compute import Compute, Linear, for_few_rows, hand_back, linear, unquantised
 from diarist.models import WhisperDims
 
 Tensors = Mapping[str, Tensor]
@@ -164,6 +164,12 @@ class DecoderCache:
         self.cross_values = [borrowed[layer][1] if layer in borrowed else cross(are_values=True) for layer in layers]
         self.alignment_queries = zeros(rows, dims.n_text_ctx, alignment_heads, width)
         self.hidden_before = zeros(rows, dims.n_text_ctx + 1, dims.n_text_state) if keep_hidden else None
+
+    def hand_back(self) -> None:
+        """What was heard is over in all rows: its memory is the system's until rows are filled anew."""
+        for layer in self.own_cross:
+            for states in (self.cross_keys[layer], self.cross_values[layer]):
+                hand_back(states.numbers)
 
     @functools.cached_property
     def native(self) -> native.Cache:

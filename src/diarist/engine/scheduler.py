@@ -40,6 +40,7 @@ class Loop(Protocol):
     def restart(self, limit: int) -> None: ...
     def give_up(self, error: Exception) -> None: ...
     def relax(self) -> None: ...
+    def rest(self) -> None: ...
 
 
 class Task(Protocol):
@@ -213,6 +214,11 @@ class Scheduler:
         self._reached = lane.passed
         lane.passed += took / lane.weight
         return True
+
+    def rest(self) -> None:
+        """Nothing has come for a while."""
+        for lane in self.lanes.values():
+            lane.loop.rest()
 
     def _next(self) -> Lane | None:
         able = [lane for lane in self.lanes.values() if lane.has_work]

@@ -47,6 +47,7 @@ from diarist.pipeline import Pipeline
 _PR_SET_PDEATHSIG = 1
 _URGENT_ROWS = 4
 _OPENED_AT_ONCE = min(4, len(os.sched_getaffinity(0)))  # recordings whose beginning is decoded: each fills a core
+_REST_AFTER_S = 5.0  # memory that was handed back takes some 10 ms to be had again
 _SOON_S = 0.08  # the beginning of a recording is read in a third of it, if its decoder gets a processor
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,15 @@ class Worker:
             self._handle_waiting()
             self._await_urgent()
             if not self._scheduler.run_once():
-                self._handle(self._inbox.get())
+                self._handle(self._next())
+
+    def _next(self) -> Command | _Arrived | None:
+        """What comes next, however long it takes."""
+        try:
+            return self._inbox.get(timeout=_REST_AFTER_S)
+        except queue.Empty:
+            self._scheduler.rest()
+            return self._inbox.get()
 
     def _counters(self) -> dict[str, float]:
         lanes = list(self._scheduler.lanes.values())

@@ -100,9 +100,11 @@ static void compress_values(const void *numbers, Type type, int64_t stride, int6
 
 typedef enum { PRECISELY, ROUGHLY } Care;
 
-/* Scores become weights of 16 bits, each times its value's scale; returns the scale of all. All three have room for WIDE
-more than `count`. */
-ALWAYS float weigh(float *scores, const float *value_scales, int64_t count, Step *upper, Step *lower, const Care care) {
+#define HEAVIEST 32767.0f /* weight, as it is multiplied */
+
+/* Scores become weights of 15 bits, each times its value's scale; returns the scale of all. Both have `room` for whole
+vectors. */
+ALWAYS float weigh(float *scores, const float *value_scales, int64_t count, uint16_t *weights, int64_t room, const Care care) {
     Floats loudest = same(-INFINITY), total = same(0.0f), heaviest = same(0.0f);
     for (int64_t i = 0; i < count; i += WIDE)
         loudest = choose_lanes(up_to(count - i), larger(loudest, get(scores + i)), loudest);
@@ -116,22 +118,19 @@ ALWAYS float weigh(float *scores, const float *value_scales, int64_t count, Step
         put(scores + i, weight);
     }
     float most = largest_of(heaviest);
-    Floats to_steps = same(most > 0 ? 65535.0f / most : 0.0f);
-    for (int64_t i = 0; i < count; i += WIDE) {
-        Integers weight = rounded(times(get(scores + i), to_steps));
-        put_steps(upper + i, shifted_right(weight, 8));
-        put_steps(lower + i, weight);
-    }
-    return most / 65535.0f / sum_of(total);
+    Floats to_steps = same(most > 0 ? HEAVIEST / most : 0.0f);
+    for (int64_t i = 0; i < count; i += WIDE) put_weights(weights, room, i, rounded(times(get(scores + i), to_steps)));
+    return most / HEAVIEST / sum_of(total);
 }
 
-/* One head of one query. Queries and weights have 16 bits: what is read but once may be precise, and most weights are
+/* One head of one query. Queries have 16 bits and weights 15: what is read but once may be precise, and most weights are
 small, and many.
-`scores` has room for WIDE more than there are positions, and behind them for as many numbers again. */
+`scores` has room for WIDE more than there are positions, and behind them for half as many again. */
 static void attend_heard(const Heard *heard, const float *query, float *attended, float *scores) {
     int64_t count = heard->positions, room = (count + WIDE - 1) / WIDE * WIDE;
-    Step *halves = (Step *)(scores + room); /* [2][room] */
-    Integers steps[PARTS], total[MOST_ROWS][GROUP / WIDE];
+    uint16_t *weights = (uint16_t *)(scores + room);
+    Integers steps[PARTS];
+    Floats sum[MOST_WEIGHTS][GROUP / WIDE];
     float factor = ROOT * compress(query, 0, FLOAT32, 127.0f * 256.0f, steps);
     Integers added = same_integer(128 * sum_of_steps(steps));
     Asked asked = ask(steps);
@@ -140,12 +139,9 @@ static void attend_heard(const Heard *heard, const float *query, float *attended
         Floats scale = times(get_up_to(heard->key_scales + first, count - first), same(factor));
         put(scores + first, times(floats(integers_minus(products, added)), scale));
     }
-    Floats share = same(weigh(scores, heard->value_scales, count, halves, halves + room, PRECISELY));
+    Floats share = same(weigh(scores, heard->value_scales, count, weights, room, PRECISELY));
     for (int64_t feature = 0; feature < HEAD; feature += GROUP) {
-        multiply_steps(total, heard->values + feature * filled(count), halves, room, filled(count), 2);
-        for (int block = 0; block < GROUP / WIDE; block++) {
-            Floats both = plus_product(floats(total[1][block]), floats(total[0][block]), same(256.0f));
-            put(attended + feature + WIDE * block, times(both, share));
-        }
+        multiply_weights(sum, heard->values + feature * filled(count), weights, room, filled(count), 1);
+        for (int block = 0; block < GROUP / WIDE; block++) put(attended + feature + WIDE * block, times(sum[0][block], share));
     }
 }

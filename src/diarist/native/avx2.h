@@ -162,7 +162,7 @@ ALWAYS void put_fours(int8_t *target, const Integers x[4]) {
 
 /* --- sums --------------------------------------------------------------------------------------------------------- */
 
-/* The sums of 4 vectors' low and high halves, a quarter of them in each of 4 parts: added up as AVX-512 does. */
+/* Of each 128 bits of 4 vectors the sum, side by side: added up as AVX-512 does. */
 ALWAYS __m256 sums_of_quarters(__m256 a, __m256 b, __m256 c, __m256 d) {
     __m256 first = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
     __m256 second = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
@@ -189,9 +189,10 @@ ALWAYS __m256i widened(const int8_t *bytes) { return _mm256_cvtepi8_epi16(_mm_lo
 /* Sums of two neighbours each, four of one vector's and four of the other's, in the order of what they belong to. */
 ALWAYS __m256i sums_of_pairs(__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0xd8); }
 
-/* A few rows of steps times [inputs / 4] of 8 outputs' [8][4], GROUP * 4 bytes apart. */
-ALWAYS void multiply_steps_8(__m256i total[MOST_ROWS], const int8_t *weight, const Step *x, int64_t stride, int64_t inputs,
-                             const int rows) {
+/* A few rows of steps times [inputs / 4] of 8 outputs' [8][4], GROUP * 4 bytes apart. A function of its own for each number
+of rows: inlined into a larger one, not all sums are kept in registers. */
+static __attribute__((noinline)) void multiply_steps_8(__m256i total[MOST_ROWS], const int8_t *weight, const Step *x,
+                                                       int64_t stride, int64_t inputs, const int rows) {
     __m256i sum[MOST_ROWS][2];
     UNROLLED
     for (int row = 0; row < rows; row++) sum[row][0] = sum[row][1] = _mm256_setzero_si256();
@@ -221,6 +222,33 @@ ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t
     multiply_steps_8(half, weight + 32, x, stride, inputs, rows);
     UNROLLED
     for (int row = 0; row < rows; row++) total[row][0].high = half[row];
+}
+
+/* 15 bits of each weight of a row: [room]. */
+ALWAYS void put_weights(uint16_t *row, int64_t room, int64_t first, Integers x) {
+    (void)room;
+    _mm256_storeu_si256((__m256i *)(row + first), _mm256_permute4x64_epi64(_mm256_packs_epi32(x.low, x.high), 0xd8));
+}
+
+#define MOST_WEIGHTS MOST_ROWS /* rows of them at once */
+#define SUMMED 1024            /* positions, whose sums of weights have no more than 32 bits */
+
+ALWAYS __m256 rounded_once(__m256i a, __m256i b) {
+    __m256d low = _mm256_add_pd(_mm256_cvtepi32_pd(_mm256_castsi256_si128(a)), _mm256_cvtepi32_pd(_mm256_castsi256_si128(b)));
+    __m256d high = _mm256_add_pd(_mm256_cvtepi32_pd(_mm256_extracti128_si256(a, 1)), _mm256_cvtepi32_pd(_mm256_extracti128_si256(b, 1)));
+    return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low));
+}
+
+/* A few rows of weights, `room` for each, times [positions / 4][GROUP][4]; positions are no more than two times SUMMED. */
+ALWAYS void multiply_weights(Floats sum[MOST_WEIGHTS][GROUP / WIDE], const int8_t *values, const uint16_t *weights, int64_t room,
+                             int64_t positions, const int rows) {
+    Integers first[MOST_ROWS][GROUP / WIDE], second[MOST_ROWS][GROUP / WIDE];
+    int64_t summed = positions < SUMMED ? positions : SUMMED;
+    multiply_steps(first, values, (const Step *)weights, room, summed, rows);
+    multiply_steps(second, values + summed * GROUP, (const Step *)weights + summed, room, positions - summed, rows);
+    UNROLLED
+    for (int row = 0; row < rows; row++)
+        sum[row][0] = (Floats){rounded_once(first[row][0].low, second[row][0].low), rounded_once(first[row][0].high, second[row][0].high)};
 }
 
 typedef struct {

@@ -123,6 +123,27 @@ ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t
     }
 }
 
+/* 15 bits of each weight of a row, of which both halves are multiplied by themselves: [2][room]. */
+ALWAYS void put_weights(uint16_t *row, int64_t room, int64_t first, Integers x) {
+    put_bytes((uint8_t *)row + first, _mm512_srai_epi32(x, 8));
+    put_bytes((uint8_t *)row + room + first, x);
+}
+
+#define MOST_WEIGHTS (MOST_ROWS / 2) /* rows of them at once */
+
+/* A few rows of weights, `room` for each, times [positions / 4][GROUP][4]. */
+ALWAYS void multiply_weights(Floats sum[MOST_WEIGHTS][GROUP / WIDE], const int8_t *values, const uint16_t *weights, int64_t room,
+                             int64_t positions, const int rows) {
+    Integers halves[MOST_ROWS][GROUP / WIDE];
+    multiply_steps(halves, values, (const Step *)weights, room, positions, 2 * rows);
+    UNROLLED
+    for (int row = 0; row < rows; row++) {
+        UNROLLED
+        for (int block = 0; block < GROUP / WIDE; block++)
+            sum[row][block] = plus_product(floats(halves[2 * row + 1][block]), floats(halves[2 * row][block]), same(256.0f));
+    }
+}
+
 typedef struct {
     __m512i upper, lower;
 } Asked;

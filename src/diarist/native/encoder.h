@@ -1,7 +1,7 @@
 /* Attention of an encoder: every position of a window asks all of them.
 
 For one head the keys are an 8-bit matrix, and so are the values; queries are rows of 8 bits, and the weights that they
-give rows of 16, of which each half is multiplied by itself. Scores of a few queries stay in the processor's cache. */
+give rows of 15. Scores of a few queries stay in the processor's cache. */
 #pragma once
 #include <string.h>
 
@@ -31,13 +31,33 @@ static void make_matrix(const Window *window, size_t first, int8_t *weight, floa
     }
 }
 
+typedef struct { /* of a group of a head's features */
+    const int8_t *values;
+    const uint16_t *weights;
+    int64_t room, positions;
+    const float *scales; /* of each row of weights */
+    float *attended;
+    int64_t stride;
+} Weighing;
+
+ALWAYS void weigh_values(const Weighing *all, int64_t first, const int rows) {
+    Floats sum[MOST_WEIGHTS][GROUP / WIDE];
+    multiply_weights(sum, all->values, all->weights + first * all->room, all->room, filled(all->positions), rows);
+    UNROLLED
+    for (int row = 0; row < rows; row++) {
+        UNROLLED
+        for (int block = 0; block < GROUP / WIDE; block++)
+            put(all->attended + (first + row) * all->stride + WIDE * block, times(sum[row][block], same(all->scales[first + row])));
+    }
+}
+
 /* One head of one window. */
 static void attend_window(void *argument, int64_t part) {
     Window *window = argument;
     int64_t positions = window->positions, state = window->state, heads = state / HEAD, head = part % heads;
     int64_t room = (positions + HEAD - 1) / HEAD * HEAD; /* whole groups, and not fewer than values have features */
     size_t cleared = room * (4 * sizeof(float) + HEAD * 2);
-    float *key_scales = scratch(cleared + room * ASKING * (sizeof(float) + 2 * sizeof(Step)) + 4096 * sizeof(float));
+    float *key_scales = scratch(cleared + room * ASKING * (sizeof(float) + sizeof(uint16_t)) + 4096 * sizeof(float));
     if (key_scales == NULL) {
         atomic_store(&window->failed, 1);
         return;
@@ -46,16 +66,13 @@ static void attend_window(void *argument, int64_t part) {
     float *value_scales = key_scales + room, *zeros = value_scales + room;
     int32_t *offsets = (int32_t *)(zeros + room);
     int8_t *keys = (int8_t *)(offsets + room), *values = keys + room * HEAD;
-    Step *upper = (Step *)(values + room * HEAD), *lower = upper + room * ASKING;
-    float *scores = (float *)(lower + room * ASKING), *asked = scores + room * ASKING;
-    float *ones = asked + ASKING * HEAD, *scales = ones + HEAD, *upper_scales = scales + ASKING;
-    Step *queries = (Step *)(upper_scales + ASKING);
+    uint16_t *weights = (uint16_t *)(values + room * HEAD);
+    float *scores = (float *)(weights + room * ASKING), *asked = scores + room * ASKING, *scales = asked + ASKING * HEAD;
+    Step *queries = (Step *)(scales + ASKING);
     size_t first = part / heads * positions * 3 * state + head * HEAD;
     make_matrix(window, first + state, keys, key_scales, offsets);
     compress_values(window->projected + first + 2 * state, FLOAT32, 3 * state, positions, values, value_scales);
-    for (int i = 0; i < HEAD; i++) ones[i] = 1.0f;
     Product by_keys = {keys, key_scales, zeros, offsets, HEAD, positions};
-    Product by_values = {values, ones, zeros, (const int32_t *)zeros, filled(positions), HEAD};
     for (int64_t begin = 0; begin < positions; begin += ASKING) {
         int64_t n = positions - begin < ASKING ? positions - begin : ASKING;
         float *attended = window->attended + (part / heads * positions + begin) * state + head * HEAD;
@@ -65,12 +82,14 @@ static void attend_window(void *argument, int64_t part) {
                 put(asked + j * HEAD + i, times(same(ROOT), get(query + j * 3 * state + i)));
         quantise(asked, n, HEAD, queries, scales);
         multiply(&by_keys, queries, scales, n, 0, positions, (Result){scores, room, NULL, 0});
-        for (int64_t j = 0; j < n; j++) {
-            scales[j] = weigh(scores + j * room, value_scales, positions, upper + j * by_values.inputs, lower + j * by_values.inputs, ROUGHLY);
-            upper_scales[j] = 256.0f * scales[j];
+        for (int64_t j = 0; j < n; j++)
+            scales[j] = weigh(scores + j * room, value_scales, positions, weights + j * room, room, ROUGHLY);
+        for (int64_t feature = 0; feature < HEAD; feature += GROUP) {
+            const Weighing all = {values + feature * filled(positions), weights, room, positions, scales, attended + feature, state};
+            int64_t row = 0;
+            for (; n - row >= MOST_WEIGHTS; row += MOST_WEIGHTS) weigh_values(&all, row, MOST_WEIGHTS);
+            for (; row < n; row++) weigh_values(&all, row, 1);
         }
-        multiply(&by_values, upper, upper_scales, n, 0, HEAD, (Result){attended, state, NULL, 0});
-        multiply(&by_values, lower, scales, n, 0, HEAD, (Result){attended, state, attended, 0});
     }
 }
 
