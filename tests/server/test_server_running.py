@@ -245,9 +245,9 @@ def test_h33_large_answers_are_written_in_pieces(start):
 
     transcript = say(words, Request())
     running.engine.submit = lambda work, *, key="", deadline_s=None: Ready(work, transcript)
-    probing = asyncio.run_coroutine_threadsafe(probe(), running.server._loop)
     program = "import sys, urllib.request as r; print(len(r.urlopen(sys.argv[1], data=b'fake').read()))"
-    settle()  # as a server does: else a look for cycles among all that tests have imported takes half a second
+    settle()  # as a server does before it serves: a look for cycles among all that tests have imported takes half a second
+    probing = asyncio.run_coroutine_threadsafe(probe(), running.server._loop)
     try:  # a client of its own process: it must not hold this one's interpreter
         done = subprocess.run([sys.executable, "-c", program, running.url], capture_output=True, text=True, check=True)
         assert int(done.stdout) > 39_000 * 100
