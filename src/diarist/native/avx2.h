@@ -19,6 +19,8 @@ typedef struct {
 typedef Floats Mask;
 typedef int16_t Step; /* of a row that is multiplied: from 0 to 255 */
 
+static int is_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
 /* --- floats ------------------------------------------------------------------------------------------------------- */
 
 ALWAYS Floats same(float x) { return (Floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -117,9 +119,6 @@ ALWAYS Integers integers_plus(Integers a, Integers b) {
 }
 ALWAYS Integers integers_minus(Integers a, Integers b) {
     return (Integers){_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
-}
-ALWAYS Integers shifted_right(Integers x, int bits) {
-    return (Integers){_mm256_srai_epi32(x.low, bits), _mm256_srai_epi32(x.high, bits)};
 }
 ALWAYS int32_t sum_of_integers(Integers x) {
     __m256i eight = _mm256_add_epi32(x.low, x.high);

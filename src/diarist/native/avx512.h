@@ -10,6 +10,11 @@ typedef __m512i Integers;
 typedef __mmask16 Mask;
 typedef uint8_t Step; /* of a row that is multiplied: from 0 to 255 */
 
+static int is_supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
 /* --- floats ------------------------------------------------------------------------------------------------------- */
 
 ALWAYS Floats same(float x) { return _mm512_set1_ps(x); }
@@ -49,7 +54,6 @@ ALWAYS Integers same_integer(int32_t x) { return _mm512_set1_epi32(x); }
 ALWAYS Integers get_integers(const int32_t *x) { return _mm512_loadu_si512(x); }
 ALWAYS Integers integers_plus(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
 ALWAYS Integers integers_minus(Integers a, Integers b) { return _mm512_sub_epi32(a, b); }
-ALWAYS Integers shifted_right(Integers x, int bits) { return _mm512_srai_epi32(x, bits); }
 ALWAYS int32_t sum_of_integers(Integers x) { return _mm512_reduce_add_epi32(x); }
 ALWAYS Integers rounded(Floats x) { return _mm512_cvtps_epi32(x); }
 ALWAYS Floats floats(Integers x) { return _mm512_cvtepi32_ps(x); }

@@ -264,10 +264,5 @@ int diarist_group(void) { return GROUP; }
 /* Whether this processor has what all of this is made of. */
 int diarist_supported(void) {
     __builtin_cpu_init();
-#ifdef __AVX512VNNI__
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-#else
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
+    return is_supported();
 }
