@@ -28,7 +28,7 @@ FLAGS = (
 )
 PROCESSORS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
-    "avx2": ("-mavx2",),
+    "avx2": ("-mavx2", "-mf16c"),
 }
 
 

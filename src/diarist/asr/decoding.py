@@ -268,6 +268,8 @@ class DecodingLoop:
         if not self.pending:
             self._beam_cache = None
             self._cache.hand_back()
+            if self._drafter is not None:
+                self._drafter.rest()
 
     def _drop_cancelled(self) -> None:
         if any(job.cancelled for job in self._waiting):

@@ -58,6 +58,9 @@ class Drafter(Protocol):
     def move(self, source: int, target: int) -> None:
         """One row has taken the place of another."""
 
+    def rest(self) -> None:
+        """No row is in use: memory of them may be handed back."""
+
     def draft(self, rows: Sequence[DraftRow], rules: RuleState, worth: float) -> list[list[int]]:
         """Guess what comes next.
 
@@ -119,6 +122,9 @@ class _NgramDrafter:
 
     def move(self, source: int, target: int) -> None:
         self._phrases[target] = self._phrases[source]
+
+    def rest(self) -> None:
+        self._phrases = [Phrases() for _ in self._phrases]
 
     def draft(self, rows: Sequence[DraftRow], rules: RuleState, worth: float) -> list[list[int]]:  # noqa: ARG002
         drafts = []
@@ -215,6 +221,9 @@ class _DecoderDrafter:
     def move(self, source: int, target: int) -> None:
         self._cache.move_row(source, target, len(self._read[source]))
         self._read[target] = self._read[source]
+
+    def rest(self) -> None:
+        self._cache.hand_back()
 
     def draft(self, rows: Sequence[DraftRow], rules: RuleState, worth: float) -> list[list[int]]:
         assistant, device = self._of, self._of.compute.device

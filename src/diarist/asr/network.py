@@ -146,6 +146,12 @@ class DecoderCache:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=few, device=compute.device)
 
+        def past() -> Tensor:
+            shape = rows, dims.n_text_ctx, heads, width
+            if self.is_native:
+                return torch.empty(shape)  # most of which is never touched
+            return zeros(*shape)  # PyTorch's attention reads what it masks
+
         def cross(*, are_values: bool) -> AnyCrossStates:
             if self.is_native:
                 return native.CompressedStates.empty(rows, heads, dims.n_audio_ctx, are_values=are_values)
@@ -155,8 +161,8 @@ class DecoderCache:
         self.rows = rows
         self.positions = dims.n_text_ctx
         self.device = compute.device
-        self.self_keys = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
-        self.self_values = [zeros(rows, dims.n_text_ctx, heads, width) for _ in layers]
+        self.self_keys = [past() for _ in layers]
+        self.self_values = [past() for _ in layers]
         self.own_cross = [layer for layer in layers if layer not in borrowed]
         self._most_heard = dims.n_audio_ctx
         self.heard = [dims.n_audio_ctx] * rows
@@ -166,10 +172,13 @@ class DecoderCache:
         self.hidden_before = zeros(rows, dims.n_text_ctx + 1, dims.n_text_state) if keep_hidden else None
 
     def hand_back(self) -> None:
-        """What was heard is over in all rows: its memory is the system's until rows are filled anew."""
+        """All rows are over: the memory of what they heard and wrote is the system's until rows are filled anew."""
         for layer in self.own_cross:
             for states in (self.cross_keys[layer], self.cross_values[layer]):
                 hand_back(states.numbers)
+        if self.is_native:
+            for tensor in (*self.self_keys, *self.self_values):
+                hand_back(tensor)
 
     @functools.cached_property
     def native(self) -> native.Cache:

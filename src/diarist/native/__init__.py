@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
 LIBRARIES = {name: Path(__file__).with_name(f"decoder-{name}.so") for name in ("avx512", "avx2")}
@@ -27,6 +26,7 @@ INPUTS = 16
 """Of a product there must be a multiple of this."""
 _FOUR = 4  # inputs of a product, or positions, that lie side by side
 _STEPS = 127  # of 8 bits, on either side of zero
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class _Product(ctypes.Structure):
@@ -70,7 +70,8 @@ class _Network(ctypes.Structure):
         ("embedding", ctypes.c_void_p),
         ("positions", ctypes.c_void_p),
         ("fuse", ctypes.POINTER(_Product)),
-        *((name, ctypes.c_int64) for name in ("embedding_type", "layers", "state", "aligned")),
+        ("embedding_type", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("layers", "state", "aligned")),
         ("alignment_heads", ctypes.c_void_p),
     ]
 
@@ -112,12 +113,13 @@ def _library() -> ctypes.CDLL | None:
 
 def _load(path: Path) -> ctypes.CDLL | None:
     """None where there is no library, and where it is of other sources."""
-    address, number = ctypes.c_void_p, ctypes.c_int64
+    address, number, kind = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     try:
         library = ctypes.CDLL(str(path))
         library.diarist_decode.argtypes = [address, address, address, number]
         library.diarist_multiply.argtypes = [address, address, number, number, address, address, number]
-        library.diarist_compress.argtypes = [address, number, number, number, number, address, address, number]
+        library.diarist_compress.argtypes = [address, kind, number, number, number, address, address, number]
+        library.diarist_pack.argtypes = [address, kind, number, number, address, address, address, number]
         library.diarist_encode.argtypes = [address, number, *[address] * 4, *[number] * 4]
         library.diarist_choose.argtypes = [address, number, number]
         library.diarist_log_sums.argtypes = [address, number, number, number, address, number]
@@ -194,22 +196,23 @@ class Product:
     """Rows times an 8-bit matrix, as `compute.Linear`: each row with a scale of its own, sums exact.
 
     Args:
-        weight: Shape (out, in), any float type; `in` is a multiple of `INPUTS`.
+        weight: Shape (out, in), float32, bfloat16 or float16; `in` is a multiple of `INPUTS`.
         bias: Shape (out,) or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.outputs, self.inputs = weight.shape
-        group = _group()
-        filled = -(-self.outputs // group) * group
-        more = filled - self.outputs
-        weight = weight.detach().float().cpu()
-        scale = (weight.abs().amax(dim=1) / _STEPS).clamp_min_(1e-12)
-        quantised = F.pad((weight / scale[:, None]).round_().to(torch.int8), (0, 0, 0, more))
-        offset = quantised.sum(dim=1, dtype=torch.int32).mul_(_STEPS + 1)
-        groups = quantised.view(filled // group, group, self.inputs // _FOUR, _FOUR)
-        biases = torch.zeros(self.outputs) if bias is None else bias.detach().float().cpu()
-        self._kept = groups.transpose(1, 2).contiguous(), F.pad(scale, (0, more)), F.pad(biases, (0, more)), offset
+        filled = -(-self.outputs // _group()) * _group()
+        weight = weight.detach().cpu().contiguous()
+        packed = torch.empty(filled * self.inputs, dtype=torch.int8)
+        packed[self.outputs // _group() * _group() * self.inputs :] = 0  # of the last group not all may be there
+        scale, biases, offset = torch.zeros(filled), torch.zeros(filled), torch.zeros(filled, dtype=torch.int32)
+        if bias is not None:
+            biases[: self.outputs] = bias.detach()
+        addresses = (each.data_ptr() for each in (packed, scale, offset))
+        threads = torch.get_num_threads()
+        _loaded().diarist_pack(weight.data_ptr(), _TYPES[weight.dtype], *weight.shape, *addresses, threads)
+        self._kept = packed, scale, biases, offset
         self.fields = self._with(self._kept[2])
 
     def _with(self, bias: Tensor) -> _Product:
@@ -322,7 +325,7 @@ class CompressedStates:
         projected = projected.contiguous()
         _loaded().diarist_compress(
             projected.data_ptr(),
-            projected.dtype == torch.bfloat16,
+            _TYPES[projected.dtype],
             *projected.shape,
             self.are_values,
             self.numbers[row].data_ptr(),
@@ -414,7 +417,7 @@ class Network:
             embedding.data_ptr(),
             positions.data_ptr(),
             None if fuse is None else ctypes.pointer(fuse.fields),
-            embedding.dtype == torch.bfloat16,
+            _TYPES[embedding.dtype],
             len(blocks),
             self._state,
             len(alignment_heads),

@@ -19,7 +19,9 @@ typedef struct {
 typedef Floats Mask;
 typedef int16_t Step; /* of a row that is multiplied: from 0 to 255 */
 
-static int is_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int is_supported(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
 /* --- floats ------------------------------------------------------------------------------------------------------- */
 
@@ -132,6 +134,8 @@ ALWAYS __m256 get_bfloat16_8(const uint16_t *x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16));
 }
 ALWAYS Floats get_bfloat16(const uint16_t *x) { return (Floats){get_bfloat16_8(x), get_bfloat16_8(x + 8)}; }
+ALWAYS __m256 get_float16_8(const uint16_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)); }
+ALWAYS Floats get_float16(const uint16_t *x) { return (Floats){get_float16_8(x), get_float16_8(x + 8)}; }
 
 /* The lower 8 bits of each, as 16. */
 ALWAYS __m256i lower_bytes(Integers x) {

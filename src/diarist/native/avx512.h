@@ -60,6 +60,7 @@ ALWAYS Floats floats(Integers x) { return _mm512_cvtepi32_ps(x); }
 ALWAYS Floats get_bfloat16(const uint16_t *x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16));
 }
+ALWAYS Floats get_float16(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x)); }
 
 /* The lower 8 bits of each. */
 ALWAYS void put_bytes(void *target, Integers x) { _mm_storeu_si128((__m128i *)target, _mm512_cvtepi32_epi8(x)); }

@@ -24,7 +24,8 @@ typedef struct {
     const void *embedding; /* [tokens][state] */
     const float *positions;
     const Product *fuse; /* NULL, or of an embedding and a hidden state */
-    int64_t embedding_type, layers, state, aligned; /* aligned: how many alignment heads there are */
+    Type embedding_type;
+    int64_t layers, state, aligned; /* aligned: how many alignment heads there are */
     const int64_t *alignment_heads; /* layer and head of each */
 } Network;
 
@@ -55,7 +56,7 @@ static void embed(const Network *net, const Rows *rows, Memory *s) {
     for (int64_t m = 0; m < rows->n * rows->q; m++)
         for (int64_t i = 0; i < state; i += WIDE) {
             float *target = net->fuse ? s->wide + 2 * m * state + i : s->x + m * state + i;
-            put(target, load(net->embedding, rows->tokens[m] * state + i, net->embedding_type ? BFLOAT16 : FLOAT32));
+            put(target, load(net->embedding, rows->tokens[m] * state + i, net->embedding_type));
             if (net->fuse) put(target + state, get(rows->before + m * state + i));
         }
     if (net->fuse) product(net->fuse, s->wide, rows->n * rows->q, s->x, SET, s->quantised);
@@ -179,15 +180,42 @@ typedef struct {
 static void compress_head(void *argument, int64_t head) {
     const Compression *all = argument;
     int64_t at = head * filled(all->positions);
-    const void *numbers = (const char *)all->numbers + head * HEAD * (all->type == BFLOAT16 ? sizeof(uint16_t) : sizeof(float));
+    const void *numbers = (const char *)all->numbers + head * HEAD * size_of(all->type);
     (all->are_values ? compress_values : compress_keys)(numbers, all->type, all->state, all->positions, all->bytes + at * HEAD, all->scales + at);
 }
 
-/* Keys or values [positions][state], float32 or bfloat16, become those of `Heard` for one head after the other. */
-void diarist_compress(const void *numbers, int64_t halves, int64_t positions, int64_t state, int64_t are_values,
+/* Keys or values [positions][state] become those of `Heard` for one head after the other. */
+void diarist_compress(const void *numbers, Type type, int64_t positions, int64_t state, int64_t are_values,
                       int8_t *bytes, float *scales, int64_t threads) {
-    Compression all = {numbers, halves ? BFLOAT16 : FLOAT32, positions, state, are_values, bytes, scales};
+    Compression all = {numbers, type, positions, state, are_values, bytes, scales};
     in_threads(compress_head, &all, state / HEAD, threads);
+}
+
+typedef struct {
+    const void *numbers;
+    Type type;
+    int64_t inputs, outputs;
+    int8_t *weight;
+    float *scale;
+    int32_t *offset;
+} Packing;
+
+static void pack_group(void *argument, int64_t group) {
+    const Packing *all = argument;
+    for (int64_t output = GROUP * group; output < GROUP * (group + 1); output++) {
+        int8_t *weight = all->weight + GROUP * group * all->inputs + FOUR * (output % GROUP);
+        if (output < all->outputs) {
+            const void *numbers = (const char *)all->numbers + output * all->inputs * size_of(all->type);
+            pack(numbers, all->type, all->inputs, weight, all->scale + output, all->offset + output);
+        }
+    }
+}
+
+/* A matrix [outputs][inputs] becomes that of a `Product`. What its last group has too many is left as it is. */
+void diarist_pack(const void *numbers, Type type, int64_t outputs, int64_t inputs, int8_t *weight, float *scale, int32_t *offset,
+                  int64_t threads) {
+    Packing all = {numbers, type, inputs, outputs, weight, scale, offset};
+    in_threads(pack_group, &all, (outputs + GROUP - 1) / GROUP, threads);
 }
 
 #define PIECE 512 /* outputs that a thread takes at once, of a few rows: a multiple of GROUP */

@@ -4,6 +4,8 @@ A row is made 8-bit with a scale of its own, so what comes of it does not depend
 numbers, because instructions that multiply 8 bits take one side unsigned, and what that adds to the sums is taken off
 again. Sums are exact, and every row is scaled alike however many there are. */
 #pragma once
+#include <string.h>
+
 #include "vector.h"
 
 typedef struct {
@@ -14,6 +16,23 @@ typedef struct {
     int64_t inputs;        /* a multiple of 4 */
     int64_t outputs;
 } Product;
+
+/* The weights of one output, laid out as a `Product`'s. */
+static void pack(const void *numbers, Type type, int64_t inputs, int8_t *weight, float *scale, int32_t *offset) {
+    Floats most = same(0.0f);
+    for (int64_t i = 0; i < inputs; i += WIDE) most = larger(most, absolute(load(numbers, i, type)));
+    float loudest = largest_of(most) / 127.0f;
+    *scale = loudest > 1e-12f ? loudest : 1e-12f;
+    Integers sum = same_integer(0);
+    for (int64_t i = 0; i < inputs; i += WIDE) {
+        Integers steps = rounded(over(load(numbers, i, type), same(*scale)));
+        int8_t bytes[WIDE];
+        put_bytes(bytes, steps);
+        sum = integers_plus(sum, steps);
+        for (int four = 0; four < WIDE; four += 4) memcpy(weight + GROUP * (i + four), bytes + four, 4);
+    }
+    *offset = 128 * sum_of_integers(sum);
+}
 
 typedef struct { /* what is made of sums */
     float *y;

@@ -46,9 +46,13 @@ ALWAYS Floats gelu(Floats x) {
     return choose_lanes(negative(x), times(half, rest), times(half, minus(same(2.0f), rest)));
 }
 
-typedef enum { FLOAT32, BFLOAT16 } Type;
+typedef enum { FLOAT32, BFLOAT16, FLOAT16 } Type;
+
+static size_t size_of(Type type) { return type == FLOAT32 ? sizeof(float) : sizeof(uint16_t); }
 
 /* 16 numbers from the given index on. */
 ALWAYS Floats load(const void *numbers, size_t index, Type type) {
-    return type == FLOAT32 ? get((const float *)numbers + index) : get_bfloat16((const uint16_t *)numbers + index);
+    if (type == FLOAT32) return get((const float *)numbers + index);
+    const uint16_t *halves = (const uint16_t *)numbers + index;
+    return type == BFLOAT16 ? get_bfloat16(halves) : get_float16(halves);
 }
