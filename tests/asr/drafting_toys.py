@@ -158,6 +158,9 @@ class Scripted:
     def move(self, source, target):
         pass
 
+    def rest(self):
+        pass
+
     def draft(self, rows, rules, worth):
         drafts = []
         for row in rows:

@@ -295,10 +295,12 @@ def test_speech_is_written_the_same(real_loop, checkpoint, tiny_en, speech, plai
 def test_in_8_bits_not_a_digit_differs(real_loop, checkpoint, tiny_en, speech, kind):
     compute = choose_compute("cpu", "int8")
     assistant = NgramAssistant() if kind == "ngram" else DecoderAssistant(tiny_en, checkpoint, compute)
-    assistance = Assistance()
-    drafted = run(real_loop("int8", assistant), speech, GREEDY, assistance)
+    assistance, loop = Assistance(), real_loop("int8", assistant)
+    drafted = run(loop, speech, GREEDY, assistance)
     assert drafted == run(real_loop("int8", rows=2), speech, GREEDY)  # log-probabilities and times, too
     assert assistance.drafted > 0
+    loop.rest()
+    assert drafted == run(loop, speech, GREEDY)
 
 
 def test_speech_is_written_the_same_without_timestamps(real_loop, checkpoint, tiny_en, speech):
