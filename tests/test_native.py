@@ -125,7 +125,9 @@ def test_products_are_those_of_whole_numbers(rows, outputs, inputs):
     loudness = 0.01 + torch.rand(rows, 1) / 10
     x_steps = torch.randint(-126, 127, (rows, inputs)).float()
     x_steps[:, 0] = 127
-    beside = torch.rand(rows, inputs) * 0.8 - 0.4  # never halfway: it would be anybody's guess to which step it is rounded
+    beside = (
+        torch.rand(rows, inputs) * 0.8 - 0.4
+    )  # never halfway: it would be anybody's guess to which step it is rounded
     beside[:, 0] = 0
     scale = weight.abs().amax(dim=1) / 127
     steps = (weight / scale[:, None]).round()
@@ -198,6 +200,52 @@ def test_an_encoder_is_that_of_pytorch(windows, positions):
     assert torch.equal(ours(mel[-1:])[0], found[-1])
 
 
+def recurrence_weights(inputs, units, random):
+    return {
+        f"{name}_l{layer}{direction}": random(
+            4 * units, *([] if "bias" in name else [units if "hh" in name else width])
+        )
+        for layer, width in enumerate((inputs, 2 * units))
+        for direction in ("", "_reverse")
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    }
+
+
+def lstm(weights, inputs, units):
+    made = torch.nn.LSTM(inputs, units, 2, bidirectional=True, dtype=torch.float64)
+    made.load_state_dict(weights)
+    return made.requires_grad_(requires_grad=False)
+
+
+@compiled
+@pytest.mark.parametrize("windows", [1, 2, 3, 4, 7, 32])
+def test_a_recurrence_is_that_of_pytorch_whatever_the_company(windows):
+    weights = recurrence_weights(20, 32, randoms(6))
+    x = (
+        torch.randn(50, windows, 20, generator=torch.Generator().manual_seed(5))
+        * torch.linspace(0.1, 9, windows)[:, None]
+    )
+    ours = native.Recurrence(weights, 2)
+    found = ours(x)
+    assert error(found, lstm(weights, 20, 32)(x.double())[0]) < 1e-3
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for window in {0, windows - 1}:
+            assert torch.equal(ours(x[:, window : window + 1])[:, 0], found[:, window])
+    finally:
+        torch.set_num_threads(before)
+
+
+@compiled
+def test_a_recurrence_takes_silence_and_the_longest_sums():
+    """Weights and inputs that are all as large as they can be: sums of 256 products just fit 32 bits."""
+    weights = recurrence_weights(256, 128, lambda *shape: torch.ones(shape))
+    ours, exact = native.Recurrence(weights, 2), lstm(weights, 256, 128)
+    for x in (torch.zeros(3, 1, 256), torch.ones(3, 1, 256), -torch.ones(3, 1, 256)):
+        torch.testing.assert_close(ours(x).double(), exact(x.double())[0], atol=1e-3, rtol=0)
+
+
 @pytest.mark.skipif(not all(runs(name) for name in native.LIBRARIES), reason="this processor runs one kind of them")
 def test_every_kind_of_processor_computes_the_same(monkeypatch):
     found = []
@@ -207,7 +255,10 @@ def test_every_kind_of_processor_computes_the_same(monkeypatch):
         encoded = Encoder(DIMS, encoder_weights(), choose_compute("cpu", "int8"))._native(
             torch.ones(1, 37, 128).cumsum(1)
         )
-        found.append((encoded, reader(some_tokens(4, 5), torch.zeros(4, dtype=torch.int64))))
+        heard = native.Recurrence(recurrence_weights(20, 32, randoms(6)), 2)(
+            torch.linspace(-3, 3, 9 * 7 * 20).view(9, 7, 20)
+        )
+        found.append((encoded, heard, reader(some_tokens(4, 5), torch.zeros(4, dtype=torch.int64))))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
 
-from diarist.compute import packs_bfloat16
+from diarist import native
+from diarist.compute import Compute, packs_bfloat16
 
 _LSTM_MODE = 2  # torch's number for it among recurrences
 
@@ -95,21 +96,23 @@ Recurrence = Callable[[Tensor], Tensor]
 """Bidirectional LSTM layers: (frames, batch, inputs) to (frames, batch, 2 * hidden), in the dtype of the input."""
 
 
-def recurrence(weights: Mapping[str, Tensor], layers: int) -> Recurrence:
-    """Prepare bidirectional LSTM layers for the device and type of their weights.
+def recurrence(weights: Mapping[str, Tensor], layers: int, compute: Compute) -> Recurrence:
+    """Prepare bidirectional LSTM layers.
 
     Args:
-        weights: By torch's names: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, the same with _reverse, ...
+        weights: By torch's names: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, the same with _reverse, ...; float32.
         layers: How many.
+        compute: Where they run. With `int8` that is `native.Recurrence`.
     """
-    first = weights["weight_ih_l0"]
-    dtype = first.dtype
-    if first.device.type == "cpu" and dtype == torch.bfloat16:
+    if compute.int8:
+        return native.Recurrence(weights, layers)
+    dtype = compute.dtype
+    if compute.device.type == "cpu" and dtype == torch.bfloat16:
         if packs_bfloat16():
-            return _MixedLstm(weights, layers)
+            return _MixedLstm({name: weight.to(dtype) for name, weight in weights.items()}, layers)
         dtype = torch.float32  # for the reasons that `_MixedLstm` gives
-    hidden = weights["weight_hh_l0"].shape[1]
-    lstm = nn.LSTM(first.shape[1], hidden, layers, bidirectional=True, device=first.device, dtype=dtype).eval()
+    inputs, hidden = weights["weight_ih_l0"].shape[1], weights["weight_hh_l0"].shape[1]
+    lstm = nn.LSTM(inputs, hidden, layers, bidirectional=True, device=compute.device, dtype=dtype).eval()
     lstm.load_state_dict(weights)
     lstm.requires_grad_(requires_grad=False)
     lstm.flatten_parameters()

@@ -57,11 +57,12 @@ class SegmentationModel:
 
     Args:
         tensors: As `models.load_segmentation` gives them.
-        compute: Where to run; convolutions and recurrences in its `dtype`, filters, statistics and probabilities in float32.
+        compute: Where to run; convolutions and recurrences in its `dtype`, filters, statistics and probabilities in
+            float32. With `int8`, for which there must be `native`, recurrences are `native.Recurrence`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], compute: Compute) -> None:
-        self.device, self.dtype = compute.device, compute.dtype
+        self.device, self.dtype, self._is_native = compute.device, compute.dtype, compute.int8
         weights = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
         filters = weights["sincnet.conv1d.0.filters"][:, 0]
         self._filters = filters.T.contiguous()
@@ -78,7 +79,7 @@ class SegmentationModel:
             for i, size in ((1, 5325), (2, 1773))
         ]
         self._recurrence = recurrence(
-            {name.removeprefix("lstm."): w.to(self.dtype) for name, w in weights.items() if name.startswith("lstm.")}, 4
+            {name.removeprefix("lstm."): w for name, w in weights.items() if name.startswith("lstm.")}, 4, compute
         )
         self._linears = [
             (weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in ("linear.0", "linear.1", "classifier")
@@ -116,7 +117,9 @@ class SegmentationModel:
         """
         if self.device.type != "cpu":
             return self._classified(self._sincnets(bands, starts))
-        together = next((size for size in _TOGETHER if len(starts) <= size), len(starts))
+        together = len(starts)
+        if not self._is_native:
+            together = next((size for size in _TOGETHER if len(starts) <= size), len(starts))
         inputs = torch.zeros(FRAMES, together, 60, device=self.device, dtype=self.dtype)
         for index, start in enumerate(starts):  # one by one, what a window needs stays in the processor's cache
             inputs[:, index] = self._sincnet(bands.cut(start, WINDOW_SAMPLES))

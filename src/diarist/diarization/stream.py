@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diarist import native
 from diarist.compute import Compute, unquantised
 from diarist.contention import undisturbed
 from diarist.diarization.activity import (
@@ -79,7 +80,7 @@ class Diarizer:
         segmentation: Tensors of the segmentation network.
         embedding: Tensors of the speaker network; None if speakers are never told apart.
         plda: Arrays of the PLDA, for VBx.
-        compute: Device and precision; never in 8 bits.
+        compute: Device and precision.
         clustering: "centroid" (as pyannote 3.1) or "vbx" (as community-1).
     """
 
@@ -91,10 +92,12 @@ class Diarizer:
         compute: Compute,
         clustering: Method = "centroid",
     ) -> None:
-        compute = unquantised(compute)
-        self.exact_segmentation = SegmentationModel(segmentation, replace(compute, dtype=torch.float32))
+        is_float32 = compute.dtype == torch.float32 and not compute.int8
+        on_cpu, compute = compute.device.type == "cpu", unquantised(compute)
+        fixed = on_cpu and not is_float32 and native.is_available()  # with 12 bits ten times closer than bfloat16
+        self.exact_segmentation = SegmentationModel(segmentation, replace(compute, dtype=torch.float32, int8=fixed))
         # On CUDA it is as fast as any: what takes time in a recurrence is that one step waits for another.
-        approximate = compute.device.type == "cpu" and compute.dtype != torch.float32
+        approximate = on_cpu and compute.dtype != torch.float32 and not fixed
         self.segmentation = SegmentationModel(segmentation, compute) if approximate else self.exact_segmentation
         self.embedding = EmbeddingModel(embedding, compute) if embedding is not None else None
         self.plda = Plda(plda) if plda is not None else None

@@ -1,4 +1,4 @@
-"""Whisper's layers in C, for processors with AVX-512 VNNI and those with AVX2; compiled when diarist is installed.
+"""Layers in C, for processors with AVX-512 VNNI and those with AVX2; compiled when diarist is installed.
 
 PyTorch makes a decoder's pass of several hundred operations on a few rows, each of which takes longer to begin than to do,
 and multiplies in bfloat16 half as fast as this does in 8 bits. Where there was no compiler, or the processor is another,
@@ -10,7 +10,7 @@ and multiplies in bfloat16 half as fast as this does in 8 bits. Where there was 
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,10 @@ HEAD = 64
 INPUTS = 16
 """Of a product there must be a multiple of this."""
 _FOUR = 4  # inputs of a product, or positions, that lie side by side
+_WIDE = 16  # numbers that are computed at once
+_GATES = 4  # of an LSTM's unit
+_MOST_WEIGHT, _MOST_HIDDEN = 2047, 4095  # 256 products of such have 31 bits
+_RECURRENCE = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 _STEPS = 127  # of 8 bits, on either side of zero
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -50,6 +54,10 @@ class _Block(ctypes.Structure):
         *((name, _Norm) for name in _NORMS),
         *((name, _Product) for name in _PRODUCTS),
     ]
+
+
+class _Direction(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("input", "state", "input_scale", "state_scale", "bias")]
 
 
 _ENCODER_NORMS = "attention_norm", "mlp_norm"
@@ -121,6 +129,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         library.diarist_compress.argtypes = [address, kind, number, number, number, address, address, number]
         library.diarist_pack.argtypes = [address, kind, number, number, address, address, address, number]
         library.diarist_encode.argtypes = [address, number, *[address] * 4, *[number] * 4]
+        library.diarist_recur.argtypes = [address, number, address, address, address, address, *[number] * 5]
         library.diarist_choose.argtypes = [address, number, number]
         library.diarist_log_sums.argtypes = [address, number, number, number, address, number]
     except (OSError, AttributeError):
@@ -285,6 +294,56 @@ class Encoder:
         sizes = n, positions, state, torch.get_num_threads()
         _check(_loaded().diarist_encode(blocks, len(self._blocks), norm, *tensors, *sizes))
         return x
+
+
+class Recurrence:
+    """Layers of a bidirectional LSTM: weights of 12 bits, inputs and hidden states of 13, sums exact, cells in float32.
+
+    What comes of a window does not depend on its company.
+
+    Args:
+        weights: By torch's names: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, the same with _reverse, ...; the
+            number of hidden units is a multiple of `INPUTS`, that of inputs even and at most 256, as is all that a layer
+            gives the next.
+        layers: How many.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], layers: int) -> None:
+        self._units = weights["weight_hh_l0"].shape[1]
+        self._kept = [
+            self._packed(*(weights[f"{name}_l{layer}{direction}"] for name in _RECURRENCE))
+            for layer in range(layers)
+            for direction in ("", "_reverse")
+        ]
+        fields = (_Direction(*(part.data_ptr() for part in kept)) for kept in self._kept)
+        self._directions, self._layers = (_Direction * (2 * layers))(*fields), layers
+
+    def _packed(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, ...]:
+        """The fields of a `_Direction`."""
+
+        def by_unit(rows: Tensor) -> Tensor:
+            """Outputs gate by gate become those of 16 units, gate by gate, and so on."""
+            return rows.float().view(_GATES, -1, _WIDE, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
+
+        packed, scales = [], []
+        for weight in map(by_unit, (weight_ih, weight_hh)):
+            scale = (weight.abs().amax(dim=1) / _MOST_WEIGHT).clamp_min_(1e-12)
+            steps = (weight / scale[:, None]).round_().to(torch.int16)
+            packed.append(steps.view(-1, _group(), weight.shape[1] // 2, 2).transpose(1, 2).contiguous())
+            scales.append(scale)
+        return (*packed, scales[0], scales[1] / _MOST_HIDDEN, by_unit(bias_ih + bias_hh))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Float, shape (frames, windows, inputs), to float32, (frames, windows, 2 * units)."""
+        frames, windows, inputs = x.shape
+        scales = (x.float().abs().amax(dim=(0, 2)) / _MOST_HIDDEN).clamp_min_(1e-12)
+        steps = (x / scales[:, None]).round_().to(torch.int16)
+        room = torch.empty(2, frames, windows, 2 * self._units, dtype=torch.int16)
+        result = torch.empty(frames, windows, 2 * self._units)
+        tensors = (each.data_ptr() for each in (steps, scales, room, result))
+        sizes = frames, windows, inputs, self._units, torch.get_num_threads()
+        _check(_loaded().diarist_recur(ctypes.addressof(self._directions), self._layers, *tensors, *sizes))
+        return result
 
 
 class Block(Protocol):

@@ -150,6 +150,8 @@ ALWAYS void put_bytes(void *target, Integers x) {
     _mm_storeu_si128((__m128i *)target, _mm_packus_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
 ALWAYS void put_steps(Step *target, Integers x) { _mm256_storeu_si256((__m256i *)target, lower_bytes(x)); }
+ALWAYS __m256i in_words(Integers x) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.low, x.high), 0xd8); }
+ALWAYS void put_words(int16_t *target, Integers x) { _mm256_storeu_si256((__m256i *)target, in_words(x)); }
 
 /* The lower 8 bits of four vectors, side by side. */
 ALWAYS void put_fours(int8_t *target, const Integers x[4]) {
@@ -227,10 +229,32 @@ ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t
     for (int row = 0; row < rows; row++) total[row][0].high = half[row];
 }
 
+/* The same of 16 bits: a few rows, `stride` apart, times [inputs / 2][GROUP][2]. */
+ALWAYS void multiply_words(Integers total[MOST_ROWS][GROUP / WIDE], const int16_t *weight, const int16_t *x, int64_t stride,
+                           int64_t inputs, const int rows) {
+    Integers sum[MOST_ROWS];
+    UNROLLED
+    for (int row = 0; row < rows; row++) sum[row] = same_integer(0);
+    for (int64_t i = 0; i < inputs; i += 2) {
+        __m256i low = _mm256_loadu_si256((const __m256i *)(weight + GROUP * i));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(weight + GROUP * i + WIDE));
+        UNROLLED
+        for (int row = 0; row < rows; row++) {
+            int32_t words;
+            __builtin_memcpy(&words, x + row * stride + i, sizeof words);
+            __m256i two = _mm256_set1_epi32(words);
+            sum[row].low = _mm256_add_epi32(sum[row].low, _mm256_madd_epi16(two, low));
+            sum[row].high = _mm256_add_epi32(sum[row].high, _mm256_madd_epi16(two, high));
+        }
+    }
+    UNROLLED
+    for (int row = 0; row < rows; row++) total[row][0] = sum[row];
+}
+
 /* 15 bits of each weight of a row: [room]. */
 ALWAYS void put_weights(uint16_t *row, int64_t room, int64_t first, Integers x) {
     (void)room;
-    _mm256_storeu_si256((__m256i *)(row + first), _mm256_permute4x64_epi64(_mm256_packs_epi32(x.low, x.high), 0xd8));
+    put_words((int16_t *)row + first, x);
 }
 
 #define MOST_WEIGHTS MOST_ROWS /* rows of them at once */
@@ -261,7 +285,7 @@ typedef struct {
 /* 64 numbers of 16 bits. */
 ALWAYS Asked ask(const Integers x[4]) {
     Asked asked;
-    for (int i = 0; i < 4; i++) asked.part[i] = _mm256_permute4x64_epi64(_mm256_packs_epi32(x[i].low, x[i].high), 0xd8);
+    for (int i = 0; i < 4; i++) asked.part[i] = in_words(x[i]);
     return asked;
 }
 

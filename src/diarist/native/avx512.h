@@ -65,6 +65,7 @@ ALWAYS Floats get_float16(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loa
 /* The lower 8 bits of each. */
 ALWAYS void put_bytes(void *target, Integers x) { _mm_storeu_si128((__m128i *)target, _mm512_cvtepi32_epi8(x)); }
 ALWAYS void put_steps(Step *target, Integers x) { put_bytes(target, x); }
+ALWAYS void put_words(int16_t *target, Integers x) { _mm256_storeu_si256((__m256i *)target, _mm512_cvtepi32_epi16(x)); }
 
 /* The lower 8 bits of four vectors, side by side. */
 ALWAYS void put_fours(int8_t *target, const Integers x[4]) {
@@ -124,6 +125,29 @@ ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t
             UNROLLED
             for (int block = 0; block < GROUP / WIDE; block++)
                 total[row][block] = _mm512_dpbusd_epi32(total[row][block], _mm512_set1_epi32(steps), four[block]);
+        }
+    }
+}
+
+/* The same of 16 bits: a few rows, `stride` apart, times [inputs / 2][GROUP][2]. */
+ALWAYS void multiply_words(Integers total[MOST_ROWS][GROUP / WIDE], const int16_t *weight, const int16_t *x, int64_t stride,
+                           int64_t inputs, const int rows) {
+    UNROLLED
+    for (int row = 0; row < rows; row++) {
+        UNROLLED
+        for (int block = 0; block < GROUP / WIDE; block++) total[row][block] = _mm512_setzero_si512();
+    }
+    for (int64_t i = 0; i < inputs; i += 2) {
+        __m512i two[GROUP / WIDE];
+        UNROLLED
+        for (int block = 0; block < GROUP / WIDE; block++) two[block] = _mm512_loadu_si512(weight + GROUP * i + 2 * WIDE * block);
+        UNROLLED
+        for (int row = 0; row < rows; row++) {
+            int32_t words;
+            __builtin_memcpy(&words, x + row * stride + i, sizeof words);
+            UNROLLED
+            for (int block = 0; block < GROUP / WIDE; block++)
+                total[row][block] = _mm512_dpwssd_epi32(total[row][block], _mm512_set1_epi32(words), two[block]);
         }
     }
 }

@@ -12,6 +12,7 @@ At the end stands all that is called from Python, the encoder's layers among it.
 #include "choice.h"
 #include "encoder.h"
 #include "layers.h"
+#include "recurrence.h"
 
 typedef struct {
     Norm self_norm, cross_norm, mlp_norm;
@@ -284,6 +285,24 @@ void diarist_choose(Choosing *all, int64_t rows, int64_t threads) { in_threads(c
 void diarist_log_sums(const float *x, int64_t rows, int64_t stride, int64_t count, float *found, int64_t threads) {
     Summing all = {x, stride, count, found};
     in_threads(add_up, &all, rows, threads);
+}
+
+/* LSTM layers one after the other. x is [frames][windows][inputs] in steps of `scales`, one for each window; two rooms of
+[frames][windows][2 x units] are for what goes from one layer to the next. Returns 0, or 1 where there is no memory for it. */
+int diarist_recur(const Direction *directions, int64_t layers, const int16_t *x, const float *scales, int16_t *room, float *result,
+                  int64_t frames, int64_t windows, int64_t inputs, int64_t units, int64_t threads) {
+    int64_t groups = (windows + MOST_ROWS - 1) / MOST_ROWS;
+    Recurrence r = {directions, x, scales, room, NULL, frames, windows, inputs, units, groups, 0};
+    for (int64_t layer = 0; layer < layers; layer++) {
+        if (layer == layers - 1) r.result = result;
+        in_threads(pass_windows, &r, 2 * groups, threads);
+        r.directions += 2;
+        r.x = r.hidden;
+        r.hidden = room + (layer % 2 ? 0 : frames * windows * 2 * units);
+        r.scales = NULL;
+        r.inputs = 2 * units;
+    }
+    return atomic_load(&r.failed);
 }
 
 /* Outputs of a product that are computed side by side. */
