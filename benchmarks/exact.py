@@ -89,6 +89,9 @@ class Told:
     def move(self, source: int, target: int) -> None:
         self._rows[target] = self._rows[source]
 
+    def rest(self) -> None:
+        """Nothing is kept."""
+
     def draft(self, rows: Sequence[DraftRow], rules: RuleState, worth: float) -> list[list[int]]:  # noqa: ARG002
         drafts = []
         for index, row in enumerate(rows):

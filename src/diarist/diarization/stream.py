@@ -92,12 +92,13 @@ class Diarizer:
         compute: Compute,
         clustering: Method = "centroid",
     ) -> None:
-        is_float32 = compute.dtype == torch.float32 and not compute.int8
-        on_cpu, compute = compute.device.type == "cpu", unquantised(compute)
-        fixed = on_cpu and not is_float32 and native.is_available()  # with 12 bits ten times closer than bfloat16
-        self.exact_segmentation = SegmentationModel(segmentation, replace(compute, dtype=torch.float32, int8=fixed))
+        on_cpu = compute.device.type == "cpu"
+        in_steps = on_cpu and native.is_available() and (compute.int8 or compute.dtype != torch.float32)
+        compute = unquantised(compute)
+        exact = replace(compute, dtype=torch.float32, int8=in_steps)  # steps so fine that nobody is heard otherwise
+        self.exact_segmentation = SegmentationModel(segmentation, exact)
         # On CUDA it is as fast as any: what takes time in a recurrence is that one step waits for another.
-        approximate = on_cpu and compute.dtype != torch.float32 and not fixed
+        approximate = on_cpu and compute.dtype != torch.float32 and not in_steps
         self.segmentation = SegmentationModel(segmentation, compute) if approximate else self.exact_segmentation
         self.embedding = EmbeddingModel(embedding, compute) if embedding is not None else None
         self.plda = Plda(plda) if plda is not None else None
