@@ -48,11 +48,11 @@ ALWAYS void add_up_gates(const Recurrence *r, const Direction *d, const int16_t 
 }
 
 /* A few windows from `first` on, in one direction: 0 forwards, 1 backwards. */
-ALWAYS void pass_through(const Recurrence *r, int64_t first, int direction, const int rows) {
+ALWAYS void pass_through(Recurrence *r, int64_t first, int direction, const int rows) {
     int64_t units = r->units;
     float *cells = scratch(rows * units * (sizeof(float) + 2 * sizeof(int16_t)));
     if (cells == NULL) {
-        atomic_store((atomic_int *)&r->failed, 1);
+        atomic_store(&r->failed, 1);
         return;
     }
     int16_t *before = (int16_t *)(cells + rows * units), *after = before + rows * units;
@@ -88,7 +88,7 @@ ALWAYS void pass_through(const Recurrence *r, int64_t first, int direction, cons
 }
 
 static void pass_windows(void *argument, int64_t part) {
-    const Recurrence *r = argument;
+    Recurrence *r = argument;
     int direction = part >= r->groups;
     int64_t first = MOST_ROWS * (part % r->groups), left = r->windows - first;
     if (left >= MOST_ROWS) {
