@@ -132,6 +132,7 @@ def main() -> None:
             sys.stdout.flush()
         except OSError:  # a full disk has been told; what cannot be written must not change the exit status
             _discard_output()
+        gc.freeze()  # otherwise half a second goes into looking for cycles in all that torch brought, which is over now
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
