@@ -106,8 +106,9 @@ class SegmentationModel:
         taps = waveform.unfold(0, _TAPS, BAND_SAMPLES)
         responses = torch.empty(len(taps), self._filters.shape[1], device=self.device)
         together = _COLUMNS if self.device.type == "cpu" else len(taps)
-        for part, target in zip(taps.split(together), responses.split(together), strict=True):
-            torch.mm(part, self._filters, out=target)
+        for first in range(0, len(taps), together):
+            part = slice(first, first + together)
+            torch.mm(taps[part], self._filters, out=responses[part])
         return Bands(waveform, responses)
 
     @torch.inference_mode()
