@@ -13,7 +13,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 import diarist.pipeline as pipeline_module
 import recordings
 from diarist import AudioError, OptionError, Pipeline, Progress, Transcript
-from diarist.compute import Compute
+from diarist.compute import Compute, hand_back_freed
 from diarist.models import WhisperDims
 from diarist.request import SpeakerHints
 
@@ -117,6 +117,18 @@ def test_without_diarization_there_are_no_speakers(pipeline, sample_recording):
     assert transcript.models["diarization"] is None
     assert {utterance.speaker for utterance in transcript.utterances} == {None}
     assert "New Jersey" in transcript.text
+
+
+def test_a_long_recording_hands_memory_back_on_the_way_and_says_the_same(pipeline, sample_recording, monkeypatch):
+    expected = pipeline(sample_recording.wav)
+    handed_back = []
+    monkeypatch.setattr(pipeline_module, "_LONG_S", 1.0)
+    monkeypatch.setattr(pipeline_module, "_BLOCKS_UNTIL_TRIM", 1)
+    monkeypatch.setattr(pipeline_module, "hand_back_freed", lambda: handed_back.append("freed") or hand_back_freed())
+    rest = pipeline.recognizer.loop.rest
+    monkeypatch.setattr(pipeline.recognizer.loop, "rest", lambda: handed_back.append("rows") or rest())
+    assert pipeline(sample_recording.wav).utterances == expected.utterances
+    assert handed_back == ["freed", "rows"]
 
 
 def test_a_given_number_of_speakers(pipeline, sample_recording):

@@ -24,7 +24,7 @@ from diarist.asr.options import DecodingOptions
 from diarist.asr.recognizer import Recognition, RecognitionStream, Recognizer
 from diarist.attribution import attribute
 from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, prepare, waveform_stream
-from diarist.compute import Compute, choose, free_bytes, unquantised
+from diarist.compute import Compute, choose, free_bytes, hand_back_freed, unquantised
 from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
 from diarist.diarization.voices import embed_voice, recognize_voices
@@ -35,6 +35,8 @@ from diarist.timeline import Segment, Turn, Word
 from diarist.transcript import Transcript, build, settle
 
 _BLOCK_S = 30.0  # long enough that segmentation works in full batches, short enough that progress is seen to move
+_LONG_S = 3600.0  # from which on memory for what is written is wanted for the voices
+_BLOCKS_UNTIL_TRIM = 10  # five minutes
 _ROWS = {"cpu": 16, "cuda": 64}
 _ROWS_SHARE = 0.25  # of an accelerator's free memory, which a server's lanes and what is computed on the way need too
 
@@ -304,7 +306,9 @@ class Pipeline:
                 options.progress(Progress(stage, max(0.0, offset - recognition.waiting_s), total))
 
         try:
-            for block in clock.each("decode", audio):
+            for number, block in enumerate(clock.each("decode", audio), 1):
+                if number % _BLOCKS_UNTIL_TRIM == 0:
+                    hand_back_freed()  # what hours of blocks leave free between what is kept adds up
                 kept = np.concatenate([kept, block])
                 diarization.hear(block)
                 yield from (False for _ in diarization.pieces())
@@ -323,6 +327,8 @@ class Pipeline:
                 yield from _timed_wait(clock)
             report("naming speakers")
             speech = recognition.result()
+            if duration >= _LONG_S:
+                loop.rest()  # to cluster the voices of hours takes as much memory as a full batch
             warnings = [*audio.warnings, *_unheard_warnings(speech.unheard)]
             words, turns = settle(speech.words, duration), tuple[Turn, ...]()
             if request.diarize:
