@@ -125,9 +125,7 @@ def test_products_are_those_of_whole_numbers(rows, outputs, inputs):
     loudness = 0.01 + torch.rand(rows, 1) / 10
     x_steps = torch.randint(-126, 127, (rows, inputs)).float()
     x_steps[:, 0] = 127
-    beside = (
-        torch.rand(rows, inputs) * 0.8 - 0.4
-    )  # never halfway: it would be anybody's guess to which step it is rounded
+    beside = torch.rand(rows, inputs) * 0.8 - 0.4  # not halfway: to which step that is rounded is anybody's guess
     beside[:, 0] = 0
     scale = weight.abs().amax(dim=1) / 127
     steps = (weight / scale[:, None]).round()

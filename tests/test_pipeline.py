@@ -13,7 +13,8 @@ from whisper_normalizer.english import EnglishTextNormalizer
 import diarist.pipeline as pipeline_module
 import recordings
 from diarist import AudioError, OptionError, Pipeline, Progress, Transcript
-from diarist.compute import Compute, hand_back_freed
+from diarist.compute import Compute
+from diarist.heap import hand_back_freed
 from diarist.models import WhisperDims
 from diarist.request import SpeakerHints
 

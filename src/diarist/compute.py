@@ -172,13 +172,6 @@ def hand_back(tensor: Tensor) -> None:
         advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
-def hand_back_freed() -> None:
-    """Let the system have what this process has freed, wherever in its heap that lies. With glibc; some milliseconds."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
 def recorder(compute: Compute) -> Recorder | None:
     """What records work on this device; None where that would bring nothing."""
     return _CudaGraphs() if compute.device.type == "cuda" else None

@@ -24,11 +24,12 @@ from diarist.asr.options import DecodingOptions
 from diarist.asr.recognizer import Recognition, RecognitionStream, Recognizer
 from diarist.attribution import attribute
 from diarist.audio import SAMPLE_RATE, AudioSource, AudioStream, DecodeLimits, open_audio, prepare, waveform_stream
-from diarist.compute import Compute, choose, free_bytes, hand_back_freed, unquantised
+from diarist.compute import Compute, choose, free_bytes, unquantised
 from diarist.diarization.clustering import Method
 from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
 from diarist.diarization.voices import embed_voice, recognize_voices
 from diarist.errors import OptionError
+from diarist.heap import hand_back_freed
 from diarist.request import Request, SpeakerHints
 from diarist.stopwatch import Stopwatch
 from diarist.timeline import Segment, Turn, Word

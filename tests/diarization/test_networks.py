@@ -111,7 +111,7 @@ def test_filter_banks_have_kaldis_shape_and_floor():
     [(torch.bfloat16, False, 0.002), pytest.param(torch.float32, True, 0.0002, marks=compiled)],
 )
 def test_other_types_decide_as_float32_does(segmentation_model, sample_recording, dtype, int8, most):
-    """In bfloat16 two frames of a thousand change their class (with bfloat16 cells it was six), in 12 bits no more than a tenth of that."""
+    """In bfloat16 two frames of a thousand change their class (with bfloat16 cells it was six), in 12 bits a tenth of that."""
     waveform = torch.from_numpy(decode(sample_recording.wav)[0])
     starts = [second * 16_000 for second in range(20)]
     weights = load_segmentation(segmentation_model)

@@ -18,8 +18,9 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+
+from diarist.heap import hand_back_freed
 
 _M_ARENA_MAX = -8  # glibc's number for it
 _ARENAS = 2  # one for the thread that computes or answers, one for all others
@@ -31,10 +32,9 @@ def keep_small() -> None:
     """Keep this process small from now on. Once, before threads are started and anything is computed."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PROGRAMS))
     library = ctypes.CDLL(None)
-    trim = getattr(library, "malloc_trim", None)  # glibc has it
-    if trim and "MALLOC_ARENA_MAX" not in os.environ:
+    if hasattr(library, "malloc_trim") and "MALLOC_ARENA_MAX" not in os.environ:  # glibc has it
         library.mallopt(_M_ARENA_MAX, _ARENAS)
-    threading.Thread(target=_tidy_for_ever, args=(trim,), name="memory", daemon=True).start()
+    threading.Thread(target=_tidy_for_ever, name="memory", daemon=True).start()
 
 
 def settle() -> None:
@@ -52,9 +52,8 @@ def resident_bytes() -> float:
     return float(pages * resource.getpagesize())
 
 
-def _tidy_for_ever(trim: Callable[[int], int] | None) -> None:
+def _tidy_for_ever() -> None:
     while True:
         time.sleep(_PERIOD_S)
         gc.collect()
-        if trim:
-            trim(0)
+        hand_back_freed()

@@ -103,53 +103,45 @@ ALWAYS Integers integer_sums(const Integers v[WIDE]) {
     return _mm512_add_epi32(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xdd));
 }
 
-/* --- products of 8 bits ------------------------------------------------------------------------------------------- */
+/* --- products of 8 and 16 bits ------------------------------------------------------------------------------------ */
 
-/* A few rows of steps, `stride` apart, times [inputs / 4][GROUP][4]; the sums stay in registers, so all loops over them are
-unrolled. Four inputs of 16 outputs are one instruction. */
-ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t *weight, const Step *x, int64_t stride,
-                           int64_t inputs, const int rows) {
+/* A few rows of numbers, `stride` bytes apart, times [inputs][GROUP], where an input is 32 bits: two words, or four steps.
+Those of 16 outputs are one instruction. The sums stay in registers, so all loops over them are unrolled. */
+ALWAYS void multiply_numbers(Integers total[MOST_ROWS][GROUP / WIDE], const void *weight, const void *x, int64_t stride, int64_t inputs,
+                     const int rows, const int words) {
     UNROLLED
     for (int row = 0; row < rows; row++) {
         UNROLLED
         for (int block = 0; block < GROUP / WIDE; block++) total[row][block] = _mm512_setzero_si512();
     }
-    for (int64_t i = 0; i < inputs; i += 4) {
-        __m512i four[GROUP / WIDE];
+    for (int64_t i = 0; i < inputs; i++) {
+        __m512i weights[GROUP / WIDE];
         UNROLLED
-        for (int block = 0; block < GROUP / WIDE; block++) four[block] = _mm512_loadu_si512(weight + GROUP * i + 4 * WIDE * block);
+        for (int block = 0; block < GROUP / WIDE; block++)
+            weights[block] = _mm512_loadu_si512((const int32_t *)weight + GROUP * i + WIDE * block);
         UNROLLED
         for (int row = 0; row < rows; row++) {
-            int32_t steps;
-            __builtin_memcpy(&steps, x + row * stride + i, sizeof steps);
+            int32_t numbers;
+            __builtin_memcpy(&numbers, (const char *)x + row * stride + 4 * i, sizeof numbers);
+            __m512i everywhere = _mm512_set1_epi32(numbers);
             UNROLLED
             for (int block = 0; block < GROUP / WIDE; block++)
-                total[row][block] = _mm512_dpbusd_epi32(total[row][block], _mm512_set1_epi32(steps), four[block]);
+                total[row][block] = words ? _mm512_dpwssd_epi32(total[row][block], everywhere, weights[block])
+                                          : _mm512_dpbusd_epi32(total[row][block], everywhere, weights[block]);
         }
     }
 }
 
-/* The same of 16 bits: a few rows, `stride` apart, times [inputs / 2][GROUP][2]. */
+/* A few rows of steps, `stride` apart, times [inputs / 4][GROUP][4]. */
+ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t *weight, const Step *x, int64_t stride,
+                           int64_t inputs, const int rows) {
+    multiply_numbers(total, weight, x, stride, inputs / 4, rows, 0);
+}
+
+/* The same of 16 bits: times [inputs / 2][GROUP][2]. */
 ALWAYS void multiply_words(Integers total[MOST_ROWS][GROUP / WIDE], const int16_t *weight, const int16_t *x, int64_t stride,
                            int64_t inputs, const int rows) {
-    UNROLLED
-    for (int row = 0; row < rows; row++) {
-        UNROLLED
-        for (int block = 0; block < GROUP / WIDE; block++) total[row][block] = _mm512_setzero_si512();
-    }
-    for (int64_t i = 0; i < inputs; i += 2) {
-        __m512i two[GROUP / WIDE];
-        UNROLLED
-        for (int block = 0; block < GROUP / WIDE; block++) two[block] = _mm512_loadu_si512(weight + GROUP * i + 2 * WIDE * block);
-        UNROLLED
-        for (int row = 0; row < rows; row++) {
-            int32_t words;
-            __builtin_memcpy(&words, x + row * stride + i, sizeof words);
-            UNROLLED
-            for (int block = 0; block < GROUP / WIDE; block++)
-                total[row][block] = _mm512_dpwssd_epi32(total[row][block], _mm512_set1_epi32(words), two[block]);
-        }
-    }
+    multiply_numbers(total, weight, x, 2 * stride, inputs / 2, rows, 1);
 }
 
 /* 15 bits of each weight of a row, of which both halves are multiplied by themselves: [2][room]. */
