@@ -2,7 +2,7 @@
 
 | rank | units |
 |---|---|
-| 0 | contention, errors, heap, native, settings, stopwatch, timeline |
+| 0 | contention, errors, heap, importing, native, settings, stopwatch, timeline |
 | 1 | audio, models, compute |
 | 2 | asr, diarization |
 | 3 | attribution, transcript, formats, request |
@@ -21,7 +21,7 @@ import pytest
 import source_tree
 
 RANKS = {
-    **dict.fromkeys(("contention", "errors", "heap", "native", "settings", "stopwatch", "timeline"), 0),
+    **dict.fromkeys(("contention", "errors", "heap", "importing", "native", "settings", "stopwatch", "timeline"), 0),
     **dict.fromkeys(("audio", "models", "compute"), 1),
     **dict.fromkeys(("asr", "diarization"), 2),
     **dict.fromkeys(("attribution", "transcript", "formats", "request"), 3),

@@ -446,6 +446,9 @@ def _is_recording(file: Path, folder: Path) -> bool:
 def _load(
     settings: "Settings", *, diarize: bool, language: str | None, clustering: Clustering | None, quiet: bool
 ) -> "Pipeline":
+    from diarist.importing import import_lean  # noqa: PLC0415
+
+    import_lean("diarist.pipeline")
     from diarist.pipeline import Pipeline  # noqa: PLC0415 (torch is slow to import)
 
     options = settings.pipeline_options()

@@ -22,7 +22,7 @@ PEERS = (
     Peer(
         name="diarist",
         title="diarist",
-        settings="as it comes",
+        settings="as it comes, in a process of its own",
         module="compare.peers.diarist",
         works=("recognition", "diarization", "whole"),
         environment=None,
@@ -32,6 +32,9 @@ PEERS = (
 
 
 def _load(task: Task) -> Mapping[Work, Hear]:
+    from diarist.importing import import_lean
+
+    import_lean("diarist.pipeline")
     from compare import weights
     from diarist import Pipeline, models
     from diarist.audio import open_audio

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from diarist import Pipeline
 from diarist.audio import sandbox_layers
 from diarist.engine.intake import Intake
 from diarist.engine.memory import keep_small, resident_bytes, settle
@@ -42,7 +43,6 @@ from diarist.engine.wire import (
     Setup,
 )
 from diarist.errors import CancelledError, DiaristError
-from diarist.pipeline import Pipeline
 
 _PR_SET_PDEATHSIG = 1
 _URGENT_ROWS = 4
