@@ -192,7 +192,7 @@ class DecodingLoop:
             keep_hidden=self.assistant is not None and self.assistant.follows,
         )
         self._beam_cache: DecoderCache | None = None
-        self._chance: torch.Generator | None = None
+        self._generator: torch.Generator | None = None
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []  # job i owns cache row i
         self._passes = Passes(
@@ -446,12 +446,12 @@ class DecodingLoop:
             return 0
         return max(0, min(fits, self._room(job) - len(job.tokens) - 1))
 
-    def _generator(self) -> torch.Generator:
-        """Of random numbers; most recordings need none."""
-        if self._chance is None:
+    def _random_numbers(self) -> torch.Generator:
+        """Most recordings need none."""
+        if self._generator is None:
             import_rest()
-            self._chance = torch.Generator(self.compute.device).manual_seed(_SEED)
-        return self._chance
+            self._generator = torch.Generator(self.compute.device).manual_seed(_SEED)
+        return self._generator
 
     def _write_tokens(self, drafts: Sequence[Sequence[int]]) -> None:
         """Read each row's last token and its draft, and write what was drafted right and one token more."""
@@ -466,7 +466,7 @@ class DecodingLoop:
                 passed.state.select(rows),
                 self.vocabulary,
                 temperatures,
-                self._generator(),
+                self._random_numbers(),
                 () if all(self._active[row].tokens for row in heated) else self._blank,
             )
             sampled = dict(zip(heated, zip(*(each.tolist() for each in found), strict=True), strict=True))
