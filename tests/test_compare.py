@@ -297,9 +297,10 @@ def test_the_table_says_all_of_it():
     assert "| Peer <X> | int8 | x 1.0 |" in report.markdown(given())
 
 
-def test_the_readme_shows_what_was_measured():
+@pytest.mark.parametrize("name", ["results.json", "results-avx2.json"])
+def test_the_readme_shows_what_was_measured(name):
     root = Path(__file__).parents[1]
-    measured = results.load(root / "benchmarks" / "comparison" / "results.json")
+    measured = results.load(root / "benchmarks" / "comparison" / name)
     assert report.readme_markdown(measured).strip() in (root / "README.md").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,6 @@ from diarist import Pipeline
 Importing this package loads neither torch nor anything else that is large; the first use of a name does.
 """
 
-import gc
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -81,13 +80,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    collecting = gc.isenabled()
-    gc.disable()  # a tenth of the time that torch takes to be imported is spent looking for cycles in it
-    try:
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    finally:
-        if collecting:
-            gc.enable()
+    importing = import_module(f"{__name__}.importing")
+    value = getattr(importing.import_undisturbed(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value  # found directly from now on
     return value
 

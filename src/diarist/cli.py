@@ -58,8 +58,6 @@ MEDIA_SUFFIXES = frozenset(
 """Files of a folder that are taken for recordings. A file that is named is tried whatever its suffix."""
 _SPEAKER_STYLES = ("cyan", "green", "magenta", "yellow", "blue", "red")
 _INTERRUPTED = 130
-_OBJECTS_UNTIL_GC = 50_000
-"""Importing torch makes 200 000 that stay: with Python's threshold of 700 looking at them again and again takes 0.15 s."""
 
 app = typer.Typer(
     rich_markup_mode="markdown",  # in rich's own, a default written as [base] is a tag and vanishes
@@ -121,7 +119,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes 
 
 def main() -> None:
     """Run the command and exit."""
-    gc.set_threshold(_OBJECTS_UNTIL_GC)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets a mark, not an exception
