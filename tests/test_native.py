@@ -244,6 +244,62 @@ def test_a_recurrence_takes_silence_and_the_longest_sums():
         torch.testing.assert_close(ours(x).double(), exact(x.double())[0], atol=1e-3, rtol=0)
 
 
+def convolution_parts(outputs, inputs, size):
+    random = randoms(8)
+    return random(outputs, inputs, size, size).double(), random(outputs).double()
+
+
+def images(count, channels, height, width):
+    """What has been through ReLU; some pixels are dark, one is next to nothing."""
+    numbers = torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(2)).relu_()
+    numbers *= torch.linspace(0, 3, width)
+    numbers[:, :, 0, -1] = 1e-42
+    return numbers.contiguous(memory_format=torch.channels_last)
+
+
+@compiled
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("outputs", "inputs", "size"), [(32, 32, 3), (80, 16, 1), (16, 256, 3)])
+def test_a_convolution_is_that_of_pytorch(outputs, inputs, size, stride):
+    weight, bias = convolution_parts(outputs, inputs, size)
+    ours = native.Convolution(weight.float(), bias.float(), stride)
+    for height, width in ((1, 1), (2, 7), (37, 12), (70, 5)):
+        x = images(2, inputs, height, width)
+        exact = F.conv2d(x.double(), weight, bias, stride, size // 2)
+        loudest = exact.abs().max()
+        assert (ours(x) - exact).abs().max() < 1e-3 * loudest
+        assert (ours(x, relu=True) - exact.relu()).abs().max() < 1e-3 * loudest
+        added = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last)
+        expected = (exact + added).relu()
+        assert (ours.add(x, added) - expected).abs().max() < 1e-3 * loudest
+
+
+@compiled
+def test_a_convolution_takes_the_longest_sums():
+    """Weights and pixels that are all as large as they can be: sums of 256 products just fit 32 bits."""
+    x = torch.ones(1, 256, 6, 6).contiguous(memory_format=torch.channels_last)
+    for sign in (1.0, -1.0):
+        ours = native.Convolution(torch.full((16, 256, 3, 3), sign), torch.zeros(16))
+        torch.testing.assert_close(
+            ours(x)[:, :, 1:-1, 1:-1], torch.full((1, 16, 4, 4), sign * 9 * 256), atol=1e-2, rtol=0
+        )
+
+
+@compiled
+def test_a_convolution_does_not_depend_on_threads_or_on_what_else_there_is():
+    weight, bias = convolution_parts(32, 32, 3)
+    ours, x = native.Convolution(weight.float(), bias.float()), images(1, 32, 90, 13)
+    whole = ours(x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(ours(x), whole)
+        part = ours(x[:, :, 20:60, 3:].contiguous(memory_format=torch.channels_last))
+        assert torch.equal(part[:, :, 1:-1, 1:], whole[:, :, 21:59, 4:])
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(not all(runs(name) for name in native.LIBRARIES), reason="this processor runs one kind of them")
 def test_every_kind_of_processor_computes_the_same(monkeypatch):
     found = []
@@ -256,7 +312,8 @@ def test_every_kind_of_processor_computes_the_same(monkeypatch):
         heard = native.Recurrence(recurrence_weights(20, 32, randoms(6)), 2)(
             torch.linspace(-3, 3, 9 * 7 * 20).view(9, 7, 20)
         )
-        found.append((encoded, heard, reader(some_tokens(4, 5), torch.zeros(4, dtype=torch.int64))))
+        seen = native.Convolution(*(part.float() for part in convolution_parts(32, 48, 3)), 2)(images(1, 48, 40, 11))
+        found.append((encoded, heard, seen, reader(some_tokens(4, 5), torch.zeros(4, dtype=torch.int64))))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 

@@ -31,7 +31,7 @@ class EmbeddingModel:
 
     Args:
         tensors: As `models.load_embedding` gives them.
-        compute: Where to run; the trunk in its `dtype`, pooling and what follows in float32.
+        compute: Where to run; the trunk in its `dtype`, or in 12 bits if `int8`, pooling and what follows in float32.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], compute: Compute) -> None:
@@ -48,6 +48,7 @@ class EmbeddingModel:
                 stride=stride,
                 padding=(weight.shape[2] // 2, weight.shape[3] // 2),
                 size=(frames, frames * BINS // _TYPICAL_FRAMES),
+                in_steps=compute.int8 and weight.shape[1] > 1,  # all but the first hear what has been through ReLU
             )
 
         frames = _TYPICAL_FRAMES

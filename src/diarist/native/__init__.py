@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
 LIBRARIES = {name: Path(__file__).with_name(f"decoder-{name}.so") for name in ("avx512", "avx2")}
@@ -53,6 +54,13 @@ class _Block(ctypes.Structure):
     _fields_ = [
         *((name, _Norm) for name in _NORMS),
         *((name, _Product) for name in _PRODUCTS),
+    ]
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "bias")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "size", "stride")),
     ]
 
 
@@ -130,6 +138,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         library.diarist_pack.argtypes = [address, kind, number, number, address, address, address, number]
         library.diarist_encode.argtypes = [address, number, *[address] * 4, *[number] * 4]
         library.diarist_recur.argtypes = [address, number, address, address, address, address, *[number] * 5]
+        library.diarist_convolve.argtypes = [address, address, number, number, number, address, address, number]
         library.diarist_choose.argtypes = [address, number, number]
         library.diarist_log_sums.argtypes = [address, number, number, number, address, number]
     except (OSError, AttributeError):
@@ -344,6 +353,50 @@ class Recurrence:
         sizes = frames, windows, inputs, self._units, torch.get_num_threads()
         _check(_loaded().diarist_recur(ctypes.addressof(self._directions), self._layers, *tensors, *sizes))
         return result
+
+
+class Convolution:
+    """A convolution of 12 bits of what is not negative, as after ReLU; each pixel has a scale of its own, its sums are exact.
+
+    What comes of it is the same on either kind of processor and in any number of threads.
+
+    Args:
+        weight: Shape (out, in, size, size); the numbers of channels are multiples of `INPUTS`, and `in` is at most 256.
+        bias: Shape (out,).
+        stride: Along height and width; size // 2 zeros are added around them.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1) -> None:
+        outputs, inputs, size, _ = weight.shape
+        weight = weight.detach().float()
+        scale = (weight.abs().amax(dim=(1, 2, 3)) / _MOST_WEIGHT).clamp_min_(1e-12)
+        steps = (weight / scale[:, None, None, None]).round_()
+        filled = F.pad(steps, (0, 0, 0, 0, 0, 0, 0, -outputs % _group())).to(torch.int16)
+        packed = filled.view(-1, _group(), inputs // 2, 2, size, size).permute(0, 4, 5, 2, 1, 3).contiguous()
+        self._kept = packed, scale, bias.detach().float().contiguous()
+        self._fields = _Convolution(*(each.data_ptr() for each in self._kept), inputs, outputs, size, stride)
+
+    def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """Convolve float32 of shape (n, in, height, width), channels last in memory; so has the result."""
+        n, _, height, width = x.shape
+        high, wide = (-(-length // self._fields.stride) for length in (height, width))
+        y = torch.empty(n, self._fields.outputs, high, wide, memory_format=torch.channels_last)
+        return self._convolve(x, y, relu=relu)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """relu(convolve(x) + residual). May write into `residual`, whose contents are lost."""
+        return self._convolve(x, residual.contiguous(memory_format=torch.channels_last), relu=True, adding=True)
+
+    def _convolve(self, x: Tensor, y: Tensor, *, relu: bool, adding: bool = False) -> Tensor:
+        threads = torch.get_num_threads()
+        for image, target in zip(x.contiguous(memory_format=torch.channels_last), y, strict=True):
+            added = target.data_ptr() if adding else None
+            sizes = *image.shape[1:], int(relu)
+            tensors = added, target.data_ptr()
+            _check(
+                _loaded().diarist_convolve(ctypes.addressof(self._fields), image.data_ptr(), *sizes, *tensors, threads)
+            )
+        return y
 
 
 class Block(Protocol):

@@ -7,6 +7,7 @@ they are read. Sums are the same as with AVX-512, and so are all floats. */
 
 #define GROUP 16    /* outputs of a product that are computed side by side; matrices are filled up to a multiple of it */
 #define MOST_ROWS 4 /* of a product at once: more sums than registers otherwise */
+#define MOST_WORDS 5 /* rows of 16 bits */
 
 typedef struct {
     __m256 low, high;
@@ -230,9 +231,9 @@ ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t
 }
 
 /* The same of 16 bits: a few rows, `stride` apart, times [inputs / 2][GROUP][2]. */
-ALWAYS void multiply_words(Integers total[MOST_ROWS][GROUP / WIDE], const int16_t *weight, const int16_t *x, int64_t stride,
+ALWAYS void multiply_words(Integers total[MOST_WORDS][GROUP / WIDE], const int16_t *weight, const int16_t *x, int64_t stride,
                            int64_t inputs, const int rows) {
-    Integers sum[MOST_ROWS];
+    Integers sum[MOST_WORDS];
     UNROLLED
     for (int row = 0; row < rows; row++) sum[row] = same_integer(0);
     for (int64_t i = 0; i < inputs; i += 2) {

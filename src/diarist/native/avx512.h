@@ -4,6 +4,7 @@
 
 #define GROUP 64    /* outputs of a product that are computed side by side; matrices are filled up to a multiple of it */
 #define MOST_ROWS 4 /* of a product at once: more sums than registers otherwise */
+#define MOST_WORDS 5 /* rows of 16 bits */
 
 typedef __m512 Floats;
 typedef __m512i Integers;
@@ -107,7 +108,7 @@ ALWAYS Integers integer_sums(const Integers v[WIDE]) {
 
 /* A few rows of numbers, `stride` bytes apart, times [inputs][GROUP], where an input is 32 bits: two words, or four steps.
 Those of 16 outputs are one instruction. The sums stay in registers, so all loops over them are unrolled. */
-ALWAYS void multiply_numbers(Integers total[MOST_ROWS][GROUP / WIDE], const void *weight, const void *x, int64_t stride, int64_t inputs,
+ALWAYS void multiply_numbers(Integers (*total)[GROUP / WIDE], const void *weight, const void *x, int64_t stride, int64_t inputs,
                      const int rows, const int words) {
     UNROLLED
     for (int row = 0; row < rows; row++) {
@@ -139,7 +140,7 @@ ALWAYS void multiply_steps(Integers total[MOST_ROWS][GROUP / WIDE], const int8_t
 }
 
 /* The same of 16 bits: times [inputs / 2][GROUP][2]. */
-ALWAYS void multiply_words(Integers total[MOST_ROWS][GROUP / WIDE], const int16_t *weight, const int16_t *x, int64_t stride,
+ALWAYS void multiply_words(Integers total[MOST_WORDS][GROUP / WIDE], const int16_t *weight, const int16_t *x, int64_t stride,
                            int64_t inputs, const int rows) {
     multiply_numbers(total, weight, x, 2 * stride, inputs / 2, rows, 1);
 }

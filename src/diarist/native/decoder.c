@@ -10,6 +10,7 @@ At the end stands all that is called from Python, the encoder's layers among it.
 
 #include "attention.h"
 #include "choice.h"
+#include "convolution.h"
 #include "encoder.h"
 #include "layers.h"
 #include "recurrence.h"
@@ -303,6 +304,15 @@ int diarist_recur(const Direction *directions, int64_t layers, const int16_t *x,
         r.inputs = 2 * units;
     }
     return atomic_load(&r.failed);
+}
+
+/* y of x, as `Convolving` has them. Returns 0, or 1 where there is no memory for it. */
+int diarist_convolve(const Convolution *convolution, const float *x, int64_t height, int64_t width, int64_t relu, const float *added,
+                     float *y, int64_t threads) {
+    Convolving all = {convolution, x, added, y, height, width, relu, 0};
+    int64_t rows = (height + convolution->stride - 1) / convolution->stride;
+    in_threads(convolve_rows, &all, (rows + ROWS - 1) / ROWS, threads);
+    return atomic_load(&all.failed);
 }
 
 /* Outputs of a product that are computed side by side. */

@@ -31,7 +31,7 @@ ALWAYS void add_up_gates(const Recurrence *r, const Direction *d, const int16_t 
                          int64_t unit, float sums[MOST_ROWS][GATES * WIDE], const int rows) {
     for (int at = 0; at < GATES * WIDE; at += GROUP) {
         int64_t output = GATES * unit + at;
-        Integers total[MOST_ROWS][GROUP / WIDE];
+        Integers total[MOST_WORDS][GROUP / WIDE];
         multiply_words(total, d->input + output * r->inputs, x, r->inputs, r->inputs, rows);
         for (int row = 0; row < rows; row++)
             for (int i = 0; i < GROUP / WIDE; i++) {
