@@ -100,9 +100,8 @@ class Diarizer:
         # On CUDA it is as fast as any: what takes time in a recurrence is that one step waits for another.
         approximate = on_cpu and compute.dtype != torch.float32 and not in_steps
         self.segmentation = SegmentationModel(segmentation, compute) if approximate else self.exact_segmentation
-        voices = replace(
-            compute, int8=in_steps and compute.dtype == torch.float32
-        )  # bfloat16 is as fast where it is had
+        # bfloat16 is as fast as steps where it is had.
+        voices = replace(compute, int8=in_steps and compute.dtype == torch.float32)
         self.embedding = EmbeddingModel(embedding, voices) if embedding is not None else None
         self.plda = Plda(plda) if plda is not None else None
         self.clustering = clustering
