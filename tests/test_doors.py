@@ -70,7 +70,7 @@ DOORS = {
         ),
     ),
     "text becomes code": ((), ("eval", "exec", "compile", "__import__", "code", "runpy")),
-    "names become modules": (("",), ("importlib.import_module",)),
+    "names become modules": (("", "importing"), ("importlib.import_module",)),
     "tracebacks are shown": (("cli",), ("traceback", "sys.exc_info")),
 }
 """What happens, the modules (or packages) where it may, and the names by which it does."""
