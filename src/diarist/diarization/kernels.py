@@ -3,7 +3,7 @@
 A residual network on a CPU spends as much time reading and writing activations for bias, addition and ReLU as it
 spends multiplying. oneDNN fuses them into the product and wants its weights in a blocked layout; torch has both as
 operators (the ones its own compiler emits), which this module calls directly. Elsewhere the plain functions are used.
-A processor without bfloat16 products takes our own, in 12 bits: half as long again is what float32 takes.
+A processor without bfloat16 products takes our own, in 12 bits: float32 takes a quarter as long again.
 """
 
 from collections.abc import Callable, Mapping

@@ -305,6 +305,12 @@ class Encoder:
         return x
 
 
+def _in_12_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of shape (out, in) as steps, int16, and the size of each output's steps."""
+    scale = (weight.abs().amax(dim=1) / _MOST_WEIGHT).clamp_min_(1e-12)
+    return (weight / scale[:, None]).round_().to(torch.int16), scale
+
+
 class Recurrence:
     """Layers of a bidirectional LSTM: weights of 12 bits, inputs and hidden states of 13, sums exact, cells in float32.
 
@@ -336,8 +342,7 @@ class Recurrence:
 
         packed, scales = [], []
         for weight in map(by_unit, (weight_ih, weight_hh)):
-            scale = (weight.abs().amax(dim=1) / _MOST_WEIGHT).clamp_min_(1e-12)
-            steps = (weight / scale[:, None]).round_().to(torch.int16)
+            steps, scale = _in_12_bits(weight)
             packed.append(steps.view(-1, _group(), weight.shape[1] // 2, 2).transpose(1, 2).contiguous())
             scales.append(scale)
         return (*packed, scales[0], scales[1] / _MOST_HIDDEN, by_unit(bias_ih + bias_hh))
@@ -368,10 +373,8 @@ class Convolution:
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1) -> None:
         outputs, inputs, size, _ = weight.shape
-        weight = weight.detach().float()
-        scale = (weight.abs().amax(dim=(1, 2, 3)) / _MOST_WEIGHT).clamp_min_(1e-12)
-        steps = (weight / scale[:, None, None, None]).round_()
-        filled = F.pad(steps, (0, 0, 0, 0, 0, 0, 0, -outputs % _group())).to(torch.int16)
+        steps, scale = _in_12_bits(weight.detach().float().flatten(1))
+        filled = F.pad(steps, (0, 0, 0, -outputs % _group()))
         packed = filled.view(-1, _group(), inputs // 2, 2, size, size).permute(0, 4, 5, 2, 1, 3).contiguous()
         self._kept = packed, scale, bias.detach().float().contiguous()
         self._fields = _Convolution(*(each.data_ptr() for each in self._kept), inputs, outputs, size, stride)

@@ -7,12 +7,11 @@ A part of the work is a few rows of outputs. Its inputs are quantised by whoever
 #pragma once
 #include "vector.h"
 
-#define ROWS 16               /* of outputs, in a part */
-#define BRIGHTEST 4095.0f     /* what stands for the largest number of a pixel */
+#define ROWS 16 /* of outputs, in a part */
 
 typedef struct {
     const int16_t *weight; /* [outputs / GROUP][size][size][inputs / 2][GROUP][2] */
-    const float *scale;   /* of each output */
+    const float *scale;    /* of each output */
     const float *bias;
     int64_t inputs, outputs; /* of a pixel, up to 256; multiples of WIDE */
     int64_t size, stride;    /* in both directions; size / 2 zeros are added around the image */
@@ -31,8 +30,8 @@ ALWAYS void quantise_pixel(const float *x, int64_t inputs, int16_t *steps, float
     Floats most = same(0.0f);
     for (int64_t i = 0; i < inputs; i += WIDE) most = larger(most, get(x + i));
     float brightest = largest_of(most);
-    *scale = brightest / BRIGHTEST;
-    Floats factor = same(brightest > 1e-30f ? BRIGHTEST / brightest : 0.0f);
+    *scale = brightest / MOST_STEPS;
+    Floats factor = same(brightest > 1e-30f ? MOST_STEPS / brightest : 0.0f);
     for (int64_t i = 0; i < inputs; i += WIDE) put_words(steps + i, rounded(times(get(x + i), factor)));
 }
 
@@ -107,12 +106,11 @@ static void convolve_rows(void *argument, int64_t part) {
                 int64_t place = row * c->stride * width + at * c->stride, target = ((first + row) * across + at) * c->outputs;
                 const int16_t *corner = steps + place * c->inputs;
                 const float *added = all->added ? all->added + target : NULL;
-                if (across - at >= MOST_WORDS) {
+                int fits = across - at >= MOST_WORDS;
+                if (fits)
                     convolve_pixels(all, output, corner, scales + place, width, all->y + target, added, MOST_WORDS);
-                    at += MOST_WORDS;
-                } else {
+                else
                     convolve_pixels(all, output, corner, scales + place, width, all->y + target, added, 1);
-                    at++;
-                }
+                at += fits ? MOST_WORDS : 1;
             }
 }

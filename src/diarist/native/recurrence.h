@@ -5,8 +5,7 @@ every frame. What is multiplied has 12 and 13 bits, so that sums of 256 products
 #pragma once
 #include "vector.h"
 
-#define GATES 4        /* input, forget, cell, output: in torch's order */
-#define LOUDEST 4095.0f /* what stands for 1 in a hidden state */
+#define GATES 4 /* input, forget, cell, output: in torch's order */
 
 typedef struct { /* outputs are those of 16 units: their input gates, their forget gates, ... */
     const int16_t *input, *state; /* [outputs / GROUP][inputs / 2][GROUP][2] */
@@ -59,7 +58,7 @@ ALWAYS void pass_through(Recurrence *r, int64_t first, int direction, const int 
     memset(cells, 0, rows * units * sizeof(float));
     memset(before, 0, rows * units * sizeof(int16_t));
     float scales[MOST_ROWS];
-    for (int row = 0; row < rows; row++) scales[row] = r->scales ? r->scales[first + row] : 1.0f / LOUDEST;
+    for (int row = 0; row < rows; row++) scales[row] = r->scales ? r->scales[first + row] : 1.0f / MOST_STEPS;
     for (int64_t step = 0; step < r->frames; step++) {
         int64_t place = (direction ? r->frames - 1 - step : step) * r->windows + first;
         for (int64_t unit = 0; unit < units; unit += WIDE) {
@@ -72,7 +71,7 @@ ALWAYS void pass_through(Recurrence *r, int64_t first, int direction, const int 
                 Floats now = plus_product(let_in, sigmoid(get(sum + WIDE)), get(cell));
                 put(cell, now);
                 Floats hidden = times(sigmoid(get(sum + 3 * WIDE)), hyperbolic_tangent(now));
-                Integers steps = rounded(times(hidden, same(LOUDEST)));
+                Integers steps = rounded(times(hidden, same(MOST_STEPS)));
                 put_words(after + row * units + unit, steps);
                 int64_t target = ((place + row) * 2 + direction) * units + unit;
                 if (r->result)
