@@ -94,6 +94,23 @@ def test_filling_up_to_a_usual_length_changes_nothing(embedding_model, sound, mo
         assert trunk.shape[1] == -(-frames // embedding.TRUNK_STRIDE)
 
 
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=compiled)])
+def test_the_trunk_hears_its_context_and_no_more(embedding_model, sound, int8):
+    """So seams between stretches do not show."""
+    model = EmbeddingModel(load_embedding(embedding_model), replace(EXACT, int8=int8))
+    mel = features.log_mel(torch.from_numpy(sound[0]))[None]
+    own, context, rooms = slice(320, 480), embedding.TRUNK_CONTEXT, embedding.new_rooms()
+    expected = model.trunk(mel)[:, own.start // embedding.TRUNK_STRIDE : own.stop // embedding.TRUNK_STRIDE]
+
+    def found(reach):
+        stretch = model.trunk(mel[:, own.start - reach : own.stop + reach], rooms)
+        return stretch[:, reach // embedding.TRUNK_STRIDE :][:, : expected.shape[1]]
+
+    enough, too_little = found(context), found(context - 16)
+    torch.testing.assert_close(enough, expected, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(too_little, expected, atol=1e-6, rtol=1e-6)
+
+
 def test_a_mask_selects_frames(embedding_model, sound):
     """Pooling under a mask equals pooling only what it selects."""
     model = EmbeddingModel(load_embedding(embedding_model), EXACT)

@@ -14,16 +14,25 @@ from torch import Tensor
 from diarist.compute import Compute
 from diarist.diarization.features import BINS
 from diarist.diarization.kernels import Convolution, convolution
+from diarist.native import Room
 
 DIMENSION = 256
 TRUNK_STRIDE = 8  # feature frames per trunk frame
+TRUNK_CONTEXT = 112  # feature frames on either side that a trunk frame hears
 TRUNK_SIZE = 2560  # 10 frequencies of 256 channels
 
 _BLOCKS = (3, 4, 6, 3)
 _TYPICAL_FRAMES = 3000  # the weights are packed for blocks of about this length
 _STEP = 200
 """Feature frames are filled up to a multiple of this. oneDNN keeps a dozen programs for each length that it meets, 1 MB in
-all; there are 19 such lengths instead of 3640. Windows (998) and blocks (3320, 3640) need next to nothing more."""
+all; there are 16 such lengths instead of 3200. Windows (998) and blocks (3088, 3200) need next to nothing more."""
+
+Rooms = tuple[Room, Room, Room]
+"""For a block's inner image, and in turns for what the blocks of one size give and those of the next."""
+
+
+def new_rooms() -> Rooms:
+    return Room(), Room(), Room()
 
 
 class EmbeddingModel:
@@ -80,11 +89,12 @@ class EmbeddingModel:
         return torch.cat([self.pool(trunk, torch.ones(1, len(trunk), device=self.device)) for trunk in trunks]).cpu()
 
     @torch.inference_mode()
-    def trunk(self, features: Tensor) -> Tensor:
+    def trunk(self, features: Tensor, rooms: Rooms | None = None) -> Tensor:
         """What the convolutions make of stretches.
 
         Args:
             features: Filter banks minus a mean. Shape (n, frames, 80); at most `together` of them are fastest.
+            rooms: For one stretch after another, so that memory is not new for each.
 
         Returns:
             Shape (n, ceil(frames / 8), 2560), float32 on the device.
@@ -93,12 +103,15 @@ class EmbeddingModel:
         x = F.pad(features.to(self.device, self.dtype), (0, 0, 0, -frames % _STEP))
         x = x[:, None].contiguous(memory_format=torch.channels_last)
         x = _silenced(self._stem(x, relu=True), frames)
+        between, *others = rooms or new_rooms()
         for first, second, shortcut in self._blocks:
             if shortcut is not None:
                 frames = -(-frames // 2)
-            inner = _silenced(first(x, relu=True), frames)
-            x = _silenced(second.add(inner, x if shortcut is None else shortcut(x)), frames)
-        return x[:, :, :frames].permute(0, 2, 3, 1).flatten(2).float()
+                others.reverse()  # the image before is still to be read
+            inner = _silenced(first(x, between, relu=True), frames)
+            x = _silenced(second.add(inner, x if shortcut is None else shortcut(x, others[0])), frames)
+        x = x[:, :, :frames].permute(0, 2, 3, 1).flatten(2)
+        return x.to(torch.float32, copy=True)  # the room is for the next stretch
 
     @torch.inference_mode()
     def pool(self, trunk: Tensor, masks: Tensor) -> Tensor:

@@ -17,14 +17,20 @@ from torch import Tensor
 
 from diarist.diarization import features
 from diarist.diarization.activity import LOCAL_SPEAKERS, pooling_masks
-from diarist.diarization.embedding import DIMENSION, TRUNK_SIZE, TRUNK_STRIDE, EmbeddingModel
+from diarist.diarization.embedding import (
+    DIMENSION,
+    TRUNK_CONTEXT,
+    TRUNK_SIZE,
+    TRUNK_STRIDE,
+    EmbeddingModel,
+    new_rooms,
+)
 from diarist.diarization.frames import FRAME_SAMPLES, FRAMES, SPAN_SAMPLES, WINDOW_SAMPLES
 from diarist.diarization.recent import Recent
 from diarist.timeline import Segment
 
 _TRUNK_SAMPLES = TRUNK_STRIDE * features.SHIFT_SAMPLES
-_BLOCK = 3000  # feature frames that go through the shared trunk at once: 30 s
-_CONTEXT = 320  # more of them on either side, the trunk's receptive field: seams do not show
+_BLOCK = 3200 - 2 * TRUNK_CONTEXT  # feature frames that go through the shared trunk at once, with context 32 s
 _MEAN_REACH = 500  # 5 s: half a window
 _SHORT = 1000  # feature frames, 10 s: all windows of so short a recording are run alone, which costs no more
 _CHUNK = 1200  # windows after which the doubtful are run again and their features let go: 20 min, 38 MB
@@ -44,6 +50,7 @@ class Extractor:
     def __init__(self, model: EmbeddingModel, doubt: Doubt) -> None:
         self._model = model
         self._doubt = doubt
+        self._rooms = new_rooms()
         self._sound = torch.zeros(0)  # not yet made into features
         self._features = Recent(features.BINS)
         self._done = 0  # frames that have been through the shared trunk
@@ -76,7 +83,7 @@ class Extractor:
         Args:
             ended: There is no more sound: embed all windows that are left.
         """
-        lookahead = _CONTEXT + 2 * _MEAN_REACH
+        lookahead = TRUNK_CONTEXT + 2 * _MEAN_REACH
         while (
             max(_SHORT, self._done + _BLOCK + lookahead) < self._features.stop and self._heard() >= self._done + _BLOCK
         ):
@@ -116,7 +123,7 @@ class Extractor:
         needed = min(
             self._done, self._begins[stop] // features.SHIFT_SAMPLES if stop < len(self._begins) else self._done
         )
-        self._features.forget(needed - _CONTEXT - 2 * _MEAN_REACH)
+        self._features.forget(needed - TRUNK_CONTEXT - 2 * _MEAN_REACH)
 
     def _run_alone(self, windows: Iterable[int]) -> Iterator[None]:
         """Give each window a run of the trunk and a mean of its own, as the reference does."""
@@ -126,7 +133,7 @@ class Extractor:
             for first in range(0, len(chosen), self._model.together):
                 batch = chosen[first : first + self._model.together]
                 heard = torch.stack([part - part.mean(dim=0) for _, part in batch])
-                trunks = self._model.trunk(heard)
+                trunks = self._model.trunk(heard, self._rooms)
                 self._embed([(window, trunk, 0) for (window, _), trunk in zip(batch, trunks, strict=True)])
                 yield
 
@@ -139,9 +146,10 @@ class Extractor:
         start = self._done
         size = -(-(stop - start) // TRUNK_STRIDE)
         if self._anybody(start, stop):
-            first = max(self._features.start, start - _CONTEXT)
-            last = min(self._features.stop, stop + _CONTEXT)
-            trunk = self._model.trunk(self._centred(first, last)[None])[0, (start - first) // TRUNK_STRIDE :][:size]
+            first = max(self._features.start, start - TRUNK_CONTEXT)
+            last = min(self._features.stop, stop + TRUNK_CONTEXT)
+            heard = self._model.trunk(self._centred(first, last)[None], self._rooms)
+            trunk = heard[0, (start - first) // TRUNK_STRIDE :][:size]
         else:
             trunk = torch.zeros(size, TRUNK_SIZE, device=self._model.device)
         self._trunk.append(trunk)

@@ -3,7 +3,7 @@
 A residual network on a CPU spends as much time reading and writing activations for bias, addition and ReLU as it
 spends multiplying. oneDNN fuses them into the product and wants its weights in a blocked layout; torch has both as
 operators (the ones its own compiler emits), which this module calls directly. Elsewhere the plain functions are used.
-A processor without bfloat16 products takes our own, in 12 bits: float32 takes a quarter as long again.
+A processor without bfloat16 products takes our own, in 12 bits: float32 takes more than twice as long.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diarist import native
 from diarist.compute import Compute, packs_bfloat16
+from diarist.native import Room
 
 _LSTM_MODE = 2  # torch's number for it among recurrences
 
@@ -22,8 +23,11 @@ _LSTM_MODE = 2  # torch's number for it among recurrences
 class Convolution(Protocol):
     """A prepared convolution with bias."""
 
-    def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        """Convolve. `x` has shape (batch, in, height, width), channels last in memory; so has the result."""
+    def __call__(self, x: Tensor, room: Room | None = None, *, relu: bool = False) -> Tensor:
+        """Convolve. `x` has shape (batch, in, height, width), channels last in memory; so has the result.
+
+        It may be written into the room, over what was there before.
+        """
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """relu(convolve(x) + residual). May write into `residual`, whose contents are lost."""
@@ -46,7 +50,7 @@ def convolution(
         stride: Along height and width.
         padding: Zeros around height and width.
         size: About the height and width that the input will have; the packing is tuned to it and right for any.
-        in_steps: Take `native.Convolution`, for what is never negative; it pads by half its size.
+        in_steps: Take `native.Convolution`, which pads by half its size.
     """
     if in_steps:
         return native.Convolution(weight, bias, stride)
@@ -63,7 +67,7 @@ class _Plain:
         self.stride = stride
         self.padding = padding
 
-    def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, room: Room | None = None, *, relu: bool = False) -> Tensor:  # noqa: ARG002
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         return y.relu_() if relu else y
 
@@ -84,7 +88,7 @@ class _Packed:
             weight, self.padding, self.stride, [1, 1], 1, [1, weight.shape[1], *size]
         )
 
-    def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, room: Room | None = None, *, relu: bool = False) -> Tensor:  # noqa: ARG002
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001
             x, self.weight, self.bias, self.padding, self.stride, [1, 1], 1, "relu" if relu else "none", [], ""
         )

@@ -1,16 +1,17 @@
-/* Convolutions of images whose numbers are not negative, as they are after ReLU.
+/* Convolutions of images in 12 bits: weights have as many, and pixels one more, so that sums of 256 products are exact in 32.
 
-Weights and pixels have 12 bits, so that sums of 256 products are exact in 32. Each pixel has a scale of its own: what comes
-of it does not depend on what else there is. The pixels that one output sees are added up as floats, one after the other.
+Each pixel has a scale of its own: what comes of it does not depend on what else there is. The products of the pixels that
+one output sees are added up as floats, one after the other. A part of the work is a few rows of outputs; its inputs are
+quantised by whoever does it, and stay in the cache.
 
-A part of the work is a few rows of outputs. Its inputs are quantised by whoever does it, and stay in the cache. */
+Convolutions of 3 x 3 with stride 1 are not done here: see winograd.h. */
 #pragma once
 #include "vector.h"
 
 #define ROWS 16 /* of outputs, in a part */
 
 typedef struct {
-    const int16_t *weight; /* [outputs / GROUP][size][size][inputs / 2][GROUP][2] */
+    const int16_t *weight; /* [outputs / GROUP][size][size][inputs / 2][GROUP][2]; for winograd.h see there */
     const float *scale;    /* of each output */
     const float *bias;
     int64_t inputs, outputs; /* of a pixel, up to 256; multiples of WIDE */
@@ -28,11 +29,18 @@ typedef struct {
 
 ALWAYS void quantise_pixel(const float *x, int64_t inputs, int16_t *steps, float *scale) {
     Floats most = same(0.0f);
-    for (int64_t i = 0; i < inputs; i += WIDE) most = larger(most, get(x + i));
-    float brightest = largest_of(most);
-    *scale = brightest / MOST_STEPS;
-    Floats factor = same(brightest > 1e-30f ? MOST_STEPS / brightest : 0.0f);
+    for (int64_t i = 0; i < inputs; i += WIDE) most = larger(most, absolute(get(x + i)));
+    float loudest = largest_of(most);
+    *scale = loudest / MOST_STEPS;
+    Floats factor = same(loudest > 1e-30f ? MOST_STEPS / loudest : 0.0f);
     for (int64_t i = 0; i < inputs; i += WIDE) put_words(steps + i, rounded(times(get(x + i), factor)));
+}
+
+/* Sixteen outputs, with what else belongs to them; `place` is where they are in y. */
+ALWAYS void put_outputs(const Convolving *all, int64_t place, Floats value) {
+    if (all->added) value = plus(value, get(all->added + place));
+    if (all->relu) value = larger(value, same(0.0f));
+    put(all->y + place, value);
 }
 
 /* Rows of the image from `first` on, with zeros around. */
@@ -50,8 +58,8 @@ static void quantise_rows(const Convolving *all, int64_t first, int64_t rows, in
 }
 
 /* A few pixels beside each other: GROUP outputs of each, from `output` on. */
-ALWAYS void convolve_pixels(const Convolving *all, int64_t output, const int16_t *steps, const float *scales, int64_t width, float *y,
-                            const float *added, const int pixels) {
+ALWAYS void convolve_pixels(const Convolving *all, int64_t output, const int16_t *steps, const float *scales, int64_t width,
+                            int64_t target, const int pixels) {
     const Convolution *c = all->convolution;
     const int16_t *weight = c->weight + output * c->inputs * c->size * c->size;
     Floats sum[MOST_WORDS][GROUP / WIDE];
@@ -77,13 +85,8 @@ ALWAYS void convolve_pixels(const Convolving *all, int64_t output, const int16_t
         int64_t at = output + WIDE * block;
         if (at >= c->outputs) return;
         Floats scale = get(c->scale + at), bias = get(c->bias + at);
-        for (int pixel = 0; pixel < pixels; pixel++) {
-            int64_t place = pixel * c->outputs + at;
-            Floats value = plus_product(bias, sum[pixel][block], scale);
-            if (added) value = plus(value, get(added + place));
-            if (all->relu) value = larger(value, same(0.0f));
-            put(y + place, value);
-        }
+        for (int pixel = 0; pixel < pixels; pixel++)
+            put_outputs(all, target + pixel * c->outputs + at, plus_product(bias, sum[pixel][block], scale));
     }
 }
 
@@ -105,12 +108,11 @@ static void convolve_rows(void *argument, int64_t part) {
             for (int64_t at = 0; at < across;) {
                 int64_t place = row * c->stride * width + at * c->stride, target = ((first + row) * across + at) * c->outputs;
                 const int16_t *corner = steps + place * c->inputs;
-                const float *added = all->added ? all->added + target : NULL;
                 int fits = across - at >= MOST_WORDS;
                 if (fits)
-                    convolve_pixels(all, output, corner, scales + place, width, all->y + target, added, MOST_WORDS);
+                    convolve_pixels(all, output, corner, scales + place, width, target, MOST_WORDS);
                 else
-                    convolve_pixels(all, output, corner, scales + place, width, all->y + target, added, 1);
+                    convolve_pixels(all, output, corner, scales + place, width, target, 1);
                 at += fits ? MOST_WORDS : 1;
             }
 }

@@ -10,10 +10,10 @@ At the end stands all that is called from Python, the encoder's layers among it.
 
 #include "attention.h"
 #include "choice.h"
-#include "convolution.h"
 #include "encoder.h"
 #include "layers.h"
 #include "recurrence.h"
+#include "winograd.h"
 
 typedef struct {
     Norm self_norm, cross_norm, mlp_norm;
@@ -310,8 +310,13 @@ int diarist_recur(const Direction *directions, int64_t layers, const int16_t *x,
 int diarist_convolve(const Convolution *convolution, const float *x, int64_t height, int64_t width, int64_t relu, const float *added,
                      float *y, int64_t threads) {
     Convolving all = {convolution, x, added, y, height, width, relu, 0};
-    int64_t rows = (height + convolution->stride - 1) / convolution->stride;
-    in_threads(convolve_rows, &all, (rows + ROWS - 1) / ROWS, threads);
+    if (convolution->size == 3 && convolution->stride == 1) {
+        int64_t most = rows_of_tiles(width);
+        in_threads(convolve_tiles, &all, ((height + 1) / 2 + most - 1) / most, threads);
+    } else {
+        int64_t rows = (height + convolution->stride - 1) / convolution->stride;
+        in_threads(convolve_rows, &all, (rows + ROWS - 1) / ROWS, threads);
+    }
     return atomic_load(&all.failed);
 }
 
