@@ -9,7 +9,7 @@ from pyannote.metrics.diarization import DiarizationErrorRate
 
 from diarist.audio import decode
 from diarist.compute import choose
-from diarist.diarization import extraction
+from diarist.diarization import embedding, extraction
 from diarist.diarization.embedding import EmbeddingModel
 from diarist.diarization.extraction import Extractor
 from diarist.diarization.stream import Diarization, DiarizationStream, Diarizer
@@ -170,31 +170,49 @@ def test_agrees_with_the_reference_implementation(diarizers, shared_data):
         assert 100 * ours / spoken < 100 * theirs / spoken + 0.3
 
 
-def test_doubtful_windows_are_run_again_by_themselves(embedding_model, sample):
-    """Against every window run alone: what is left of the shared trunk's error is where it does not matter."""
+def test_the_doubtful_are_run_again_by_themselves(embedding_model, sample, monkeypatch):
+    """Against everybody run alone: what is left of the shared trunk's error is where it does not matter."""
     model = EmbeddingModel(load_embedding(embedding_model), choose("cpu", "float32"))
     sound = torch.from_numpy(np.tile(sample, 3))
     begins = list(range(0, len(sound) - 160_000, 16_000))
     activity = np.zeros((len(begins), 589, 3), np.uint8)
-    activity[:, 100:500, 0] = 1
+    activity[:, 200:400, 0] = 1
+    activity[:, 450:520, 2] = 1
 
-    def embedded(doubtful: set[int]) -> np.ndarray:
+    def embedded(doubtful: set[tuple[int, int]]) -> np.ndarray:
         asked = []
 
         def doubt(_: Extractor, first: int, stop: int) -> np.ndarray:
             asked.append((first, stop))
-            return np.array([window in doubtful for window in range(first, stop)])
+            return np.array([[(window, speaker) in doubtful for speaker in range(3)] for window in range(first, stop)])
 
         extractor = Extractor(model, doubt)
         extractor.push(sound)
         extractor.expect(begins, activity)
         deque(extractor.pieces(ended=True), maxlen=0)
         assert asked == [(0, len(begins))]
-        return extractor.embeddings()[:, 0]
+        return extractor.embeddings()
 
-    shared, some, alone = embedded(set()), embedded({3, 40}), embedded(set(range(len(begins))))
-    cosine = (shared * alone).sum(axis=1) / np.linalg.norm(shared, axis=1) / np.linalg.norm(alone, axis=1)
+    doubtful = {(3, 0), (40, 2), (41, 0), (41, 2)}
+    shared, some = embedded(set()), embedded(doubtful)
+    changed = np.abs(some - shared).max(axis=2) > 1e-5
+    assert set(zip(*(places.tolist() for places in np.nonzero(changed)), strict=True)) == doubtful
+    monkeypatch.setattr(extraction, "_needed", lambda _mask: (0, 998))  # all of the window
+    windows = [*range(10), 40, 41]
+    alone = embedded({(window, speaker) for window in windows for speaker in range(3)})
+    assert some[changed] == pytest.approx(alone[changed], abs=1e-4)
+    theirs, ours = (found[windows][:, [0, 2]] for found in (alone, shared))
+    cosine = (ours * theirs).sum(axis=2) / np.linalg.norm(ours, axis=2) / np.linalg.norm(theirs, axis=2)
     assert 0.9 < cosine.min() < 0.9999
-    changed = np.flatnonzero(np.abs(some - shared).max(axis=1) > 1e-5)
-    assert changed.tolist() == [3, 40]
-    assert some[changed] == pytest.approx(alone[changed])
+
+
+@pytest.mark.parametrize("first", [0, 1, 117, 300, 588])
+def test_what_is_needed_of_a_window_holds_what_is_heard(first):
+    for last in range(first, 589, 37):
+        mask = np.zeros((589, 3), np.uint8)
+        mask[[first, last], [0, 1]] = 1
+        start, stop = extraction._needed(mask)
+        assert start % 16 == 0
+        assert start <= max(0, first * 998 // 589 - embedding.TRUNK_CONTEXT)
+        assert stop >= min(998, last * 998 // 589 + embedding.TRUNK_CONTEXT)
+        assert stop - start <= (last - first) * 998 // 589 + 2 * embedding.TRUNK_CONTEXT + 80

@@ -3,8 +3,8 @@
 The reference runs the trunk for each window, ten times over the same sound, on filter banks less their mean over that
 window. Shared, the mean must belong to a frame: a moving average over half a window to either side, taken twice, comes
 closest to the average of the means of all windows that hear it, and gives the reference's embedding to a cosine of
-about 0.99. That settles who it is, except for those who are nearly as close to another person. Their windows are run
-again, each with a mean of its own.
+about 0.99. That settles who it is, except for those who are nearly as close to another person. What they say in a
+window is run again, less the mean of that window.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,12 +31,13 @@ from diarist.timeline import Segment
 
 _TRUNK_SAMPLES = TRUNK_STRIDE * features.SHIFT_SAMPLES
 _BLOCK = 3200 - 2 * TRUNK_CONTEXT  # feature frames that go through the shared trunk at once, with context 32 s
+_TILES = 2 * TRUNK_STRIDE  # feature frames that the trunk's convolutions may compute together
 _MEAN_REACH = 500  # 5 s: half a window
 _SHORT = 1000  # feature frames, 10 s: all windows of so short a recording are run alone, which costs no more
 _CHUNK = 1200  # windows after which the doubtful are run again and their features let go: 20 min, 38 MB
 
 Doubt = Callable[["Extractor", int, int], NDArray[np.bool_]]
-"""Which of the windows from one to before another have speakers who are close to two persons; shape (windows,)."""
+"""Who in the windows from one to before another is close to two persons; shape (windows, LOCAL_SPEAKERS)."""
 
 
 class Extractor:
@@ -44,7 +45,7 @@ class Extractor:
 
     Args:
         model: The speaker network.
-        doubt: Asked every 20 minutes and at the end which windows to run again.
+        doubt: Asked every 20 minutes and at the end whom to run again.
     """
 
     def __init__(self, model: EmbeddingModel, doubt: Doubt) -> None:
@@ -97,7 +98,7 @@ class Extractor:
     def _rest(self) -> Iterator[None]:
         """Embed all windows that are left."""
         if self._features.stop <= _SHORT:
-            yield from self._run_alone(range(len(self._begins)))
+            yield from self._run_alone(0, np.ones((len(self._begins), LOCAL_SPEAKERS), np.bool_))
             self._pooled = len(self._begins)
             return
         while self._done < self._features.stop:
@@ -115,9 +116,9 @@ class Extractor:
         return self._begins[-1] // features.SHIFT_SAMPLES if self._begins else 0
 
     def _settle_chunk(self) -> Iterator[None]:
-        """Run the doubtful windows of the last minutes again, then let go of their sound."""
+        """Run the doubtful of the last minutes again, then let go of their sound."""
         first, stop = self._chunk, self._pooled
-        yield from self._run_alone(first + int(window) for window in np.flatnonzero(self._doubt(self, first, stop)))
+        yield from self._run_alone(first, self._doubt(self, first, stop))
         self._chunk = stop
         del self._masks[: stop - first]
         needed = min(
@@ -125,16 +126,30 @@ class Extractor:
         )
         self._features.forget(needed - TRUNK_CONTEXT - 2 * _MEAN_REACH)
 
-    def _run_alone(self, windows: Iterable[int]) -> Iterator[None]:
-        """Give each window a run of the trunk and a mean of its own, as the reference does."""
-        parts = [(window, self._features_of(window)) for window in windows]
-        for size, same in groupby(parts, key=lambda part: len(part[1])):  # only the last may be shorter
-            chosen = list(same) if size else []
-            for first in range(0, len(chosen), self._model.together):
-                batch = chosen[first : first + self._model.together]
-                heard = torch.stack([part - part.mean(dim=0) for _, part in batch])
-                trunks = self._model.trunk(heard, self._rooms)
-                self._embed([(window, trunk, 0) for (window, _), trunk in zip(batch, trunks, strict=True)])
+    def _run_alone(self, first: int, speakers: NDArray[np.bool_]) -> Iterator[None]:
+        """Embed each window's speakers as the reference does, on features less the mean of that window.
+
+        Args:
+            first: The first window.
+            speakers: Whom to embed, in it and those that follow; shape (windows, LOCAL_SPEAKERS).
+        """
+        parts = []
+        for window, chosen in enumerate(speakers, start=first):
+            mask = self._masks[window - self._chunk] * chosen
+            heard = self._features_of(window)
+            if mask.any() and len(heard):
+                start, stop = _needed(mask)
+                parts.append((window, mask, start, (heard - heard.mean(dim=0))[start:stop]))
+        parts.sort(key=lambda part: len(part[3]))
+        for _, same in groupby(parts, key=lambda part: len(part[3])):
+            alike = list(same)
+            for place in range(0, len(alike), self._model.together):
+                batch = alike[place : place + self._model.together]
+                trunks = self._model.trunk(torch.stack([heard for *_, heard in batch]), self._rooms)
+                self._embed(
+                    (window, mask, trunk, start * features.SHIFT_SAMPLES)
+                    for (window, mask, start, _), trunk in zip(batch, trunks, strict=True)
+                )
                 yield
 
     def _features_of(self, window: int) -> Tensor:
@@ -185,17 +200,17 @@ class Extractor:
             begin, end = -(-sample // _TRUNK_SAMPLES), -(-(sample + WINDOW_SAMPLES) // _TRUNK_SAMPLES)
             if end > self._trunk.stop and not everything:
                 break
-            ready.append((window, self._trunk.cut(begin, end), begin * _TRUNK_SAMPLES - sample))
+            trunk = self._trunk.cut(begin, end)
+            ready.append((window, self._masks[window - self._chunk], trunk, begin * _TRUNK_SAMPLES - sample))
         self._embed(ready)
         self._pooled += len(ready)
         none_left = self._pooled == len(self._begins)
         self._trunk.forget(self._trunk.stop if none_left else self._begins[self._pooled] // _TRUNK_SAMPLES)
 
-    def _embed(self, windows: Iterable[tuple[int, Tensor, int]]) -> None:
-        """Embed who speaks in each window, from its trunk frames, which begin so many samples into it."""
+    def _embed(self, windows: Iterable[tuple[int, NDArray[np.uint8], Tensor, int]]) -> None:
+        """Embed whom a mask selects of each window, from trunk frames which begin so many samples into it."""
         found: list[tuple[int, NDArray[np.int64], Tensor]] = []
-        for window, trunk, offset in windows:
-            mask = self._masks[window - self._chunk]
+        for window, mask, trunk, offset in windows:
             speaking = np.flatnonzero(mask.any(axis=0))
             if len(speaking) and len(trunk):
                 place = (np.arange(len(trunk)) * _TRUNK_SAMPLES + offset) * FRAMES // WINDOW_SAMPLES
@@ -206,6 +221,17 @@ class Extractor:
             ends = np.cumsum([len(speaking) for _, speaking, _ in found])
             for (window, speaking, _), own in zip(found, np.split(embeddings, ends[:-1]), strict=True):
                 self._known[window][speaking] = own
+
+
+def _needed(mask: NDArray[np.uint8]) -> tuple[int, int]:
+    """From where to where in a window the trunk must hear what a mask selects; shape (FRAMES, speakers).
+
+    It is right to the last digit: one more trunk frame on either side, and begins where tiles of two trunk frames do.
+    """
+    spoken = np.flatnonzero(mask.any(axis=1))
+    first, last = (int(frame) * WINDOW_SAMPLES // FRAMES // _TRUNK_SAMPLES for frame in (spoken[0], spoken[-1] + 1))
+    start, stop = ((first - 1) * TRUNK_STRIDE - TRUNK_CONTEXT, (last + 2) * TRUNK_STRIDE + TRUNK_CONTEXT)
+    return max(0, start // _TILES * _TILES), stop
 
 
 def _moving_mean(x: Tensor, reach: int) -> Tensor:

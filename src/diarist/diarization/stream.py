@@ -255,10 +255,10 @@ class DiarizationStream:
         )
 
     def _doubtful(self, voices: Extractor, first: int, stop: int) -> NDArray[np.bool_]:
-        """Windows in which somebody is nearly as close to another person; shape (stop - first,)."""
+        """Who is nearly as close to another person; shape (stop - first, LOCAL_SPEAKERS)."""
         margins = self._clusters(voices, first, stop, SpeakerBounds()).margins()
         doubtful = _SHORT_DOUBTFUL_MARGIN if self._samples <= _SHORT_S * SAMPLE_RATE else _DOUBTFUL_MARGIN
-        return np.asarray(margins.min(axis=1, initial=np.inf) < doubtful)
+        return np.asarray(margins < doubtful)
 
     def _named(
         self, overlapping: NDArray[np.bool_], exclusive: NDArray[np.bool_], centroids: NDArray[np.float32]
