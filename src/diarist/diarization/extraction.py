@@ -226,12 +226,12 @@ class Extractor:
 def _needed(mask: NDArray[np.uint8]) -> tuple[int, int]:
     """From where to where in a window the trunk must hear what a mask selects; shape (FRAMES, speakers).
 
-    It is right to the last digit: one more trunk frame on either side, and begins where tiles of two trunk frames do.
+    One more trunk frame on either side for what is rounded, from where the convolutions' tiles begin.
     """
     spoken = np.flatnonzero(mask.any(axis=1))
     first, last = (int(frame) * WINDOW_SAMPLES // FRAMES // _TRUNK_SAMPLES for frame in (spoken[0], spoken[-1] + 1))
-    start, stop = ((first - 1) * TRUNK_STRIDE - TRUNK_CONTEXT, (last + 2) * TRUNK_STRIDE + TRUNK_CONTEXT)
-    return max(0, start // _TILES * _TILES), stop
+    start = (first - 1) * TRUNK_STRIDE - TRUNK_CONTEXT
+    return max(0, start // _TILES * _TILES), (last + 2) * TRUNK_STRIDE + TRUNK_CONTEXT
 
 
 def _moving_mean(x: Tensor, reach: int) -> Tensor:

@@ -1,5 +1,6 @@
 /* Convolutions of 3 x 3 with stride 1, with fewer products (Lavin and Gray, "Fast algorithms for convolutional neural
-networks", CVPR 2016): a tile of 2 x 2 outputs takes 16 instead of 36.
+networks", CVPR 2016): a tile of 2 x 2 outputs takes 16 instead of 36. `weight` is [outputs / GROUP][PLACES][inputs / 2]
+[GROUP][2] here, and `scale` [PLACES][outputs].
 
 The 4 x 4 pixels that a tile sees are mixed to 16 others, by additions alone, as the weights were beforehand; these are
 multiplied place by place and mixed again to the tile. Each place of a tile is quantised like a pixel elsewhere, so what
@@ -11,12 +12,10 @@ comes of a tile does not depend on what else there is. */
 #define PLACES (EDGE * EDGE)
 #define TILES 40 /* of a part, about: what they are mixed to stays in the cache */
 
-/* For such a convolution `weight` is [outputs / GROUP][PLACES][inputs / 2][GROUP][2], and `scale` [PLACES][outputs]. */
-
 typedef struct { /* of a part */
-    int64_t count;  /* filled up to a multiple of MOST_WORDS */
-    int16_t *steps; /* [PLACES][count][inputs] */
-    float *scales;  /* [PLACES][count] */
+    int64_t count;   /* filled up to a multiple of MOST_WORDS */
+    int16_t *steps;  /* [PLACES][count][inputs] */
+    float *scales;   /* [PLACES][count] */
     float *products; /* [PLACES][count][GROUP] */
 } Tiles;
 
@@ -116,7 +115,7 @@ static void convolve_tiles(void *argument, int64_t part) {
     }
     tiles.scales = tiles.products + places * GROUP;
     tiles.steps = (int16_t *)(tiles.scales + places);
-    for (int64_t tile = 0; tile < tiles.count; tile++) /* those that fill up see what lies below the last: it comes to nothing */
+    for (int64_t tile = 0; tile < tiles.count; tile++) /* those that fill up are nobody's */
         quantise_tile(all, 2 * (first + tile / across) - 1, 2 * (tile % across) - 1, &tiles, tile);
     for (int64_t output = 0; output < c->outputs; output += GROUP) {
         multiply_tiles(c, &tiles, output);
