@@ -197,7 +197,7 @@ def test_the_doubtful_are_run_again_by_themselves(embedding_model, sample, monke
     shared, some = embedded(set()), embedded(doubtful)
     changed = np.abs(some - shared).max(axis=2) > 1e-5
     assert set(zip(*(places.tolist() for places in np.nonzero(changed)), strict=True)) == doubtful
-    monkeypatch.setattr(extraction, "_needed", lambda _mask: (0, 998))  # all of the window
+    monkeypatch.setattr(extraction, "_needed", lambda _mask, frames: range(frames))
     windows = [*range(10), 40, 41]
     alone = embedded({(window, speaker) for window in windows for speaker in range(3)})
     assert some[changed] == pytest.approx(alone[changed], abs=1e-4)
@@ -211,8 +211,17 @@ def test_what_is_needed_of_a_window_holds_what_is_heard(first):
     for last in range(first, 589, 37):
         mask = np.zeros((589, 3), np.uint8)
         mask[[first, last], [0, 1]] = 1
-        start, stop = extraction._needed(mask)
-        assert start % 16 == 0
-        assert start <= max(0, first * 998 // 589 - embedding.TRUNK_CONTEXT)
-        assert stop >= min(998, last * 998 // 589 + embedding.TRUNK_CONTEXT)
-        assert stop - start <= (last - first) * 998 // 589 + 2 * embedding.TRUNK_CONTEXT + 80
+        for frames in (998, 500):  # the last window of a recording may have fewer
+            needed = extraction._needed(mask, frames)
+            assert needed.start % 16 == 0
+            assert needed.start <= max(0, first * 998 // 589 - embedding.TRUNK_CONTEXT)
+            assert needed.stop >= min(frames, last * 998 // 589 + embedding.TRUNK_CONTEXT)
+            assert len(needed) <= (last - first) * 998 // 589 + 2 * embedding.TRUNK_CONTEXT + 80
+
+
+def test_nothing_is_needed_of_what_was_not_heard():
+    mask = np.zeros((589, 3), np.uint8)
+    assert not extraction._needed(mask, 998)
+    mask[400] = 1
+    assert extraction._needed(mask, 600)
+    assert not extraction._needed(mask, 300)

@@ -136,19 +136,23 @@ class Extractor:
         parts = []
         for window, chosen in enumerate(speakers, start=first):
             mask = self._masks[window - self._chunk] * chosen
-            heard = self._features_of(window)
-            if mask.any() and len(heard):
-                start, stop = _needed(mask)
-                parts.append((window, mask, start, (heard - heard.mean(dim=0))[start:stop]))
-        parts.sort(key=lambda part: len(part[3]))
-        for _, same in groupby(parts, key=lambda part: len(part[3])):
+            needed = _needed(mask, len(self._features_of(window)))
+            if needed:
+                parts.append((window, mask, needed))
+        parts.sort(key=lambda part: len(part[2]))
+        for _, same in groupby(parts, key=lambda part: len(part[2])):
             alike = list(same)
             for place in range(0, len(alike), self._model.together):
                 batch = alike[place : place + self._model.together]
-                trunks = self._model.trunk(torch.stack([heard for *_, heard in batch]), self._rooms)
+                heard = [self._features_of(window) for window, _, _ in batch]
+                cut = [
+                    (whole - whole.mean(dim=0))[needed.start : needed.stop]
+                    for whole, (_, _, needed) in zip(heard, batch, strict=True)
+                ]
+                trunks = self._model.trunk(torch.stack(cut), self._rooms)
                 self._embed(
-                    (window, mask, trunk, start * features.SHIFT_SAMPLES)
-                    for (window, mask, start, _), trunk in zip(batch, trunks, strict=True)
+                    (window, mask, trunk, needed.start * features.SHIFT_SAMPLES)
+                    for (window, mask, needed), trunk in zip(batch, trunks, strict=True)
                 )
                 yield
 
@@ -223,15 +227,18 @@ class Extractor:
                 self._known[window][speaking] = own
 
 
-def _needed(mask: NDArray[np.uint8]) -> tuple[int, int]:
-    """From where to where in a window the trunk must hear what a mask selects; shape (FRAMES, speakers).
+def _needed(mask: NDArray[np.uint8], frames: int) -> range:
+    """Which of a window's feature frames the trunk must hear for what a mask selects; shape (FRAMES, speakers).
 
-    One more trunk frame on either side for what is rounded, from where the convolutions' tiles begin.
+    One more trunk frame on either side for what is rounded, from where the convolutions' tiles begin. Empty where nothing is
+    selected, or nothing of the frames that there are.
     """
     spoken = np.flatnonzero(mask.any(axis=1))
+    if not len(spoken):
+        return range(0)
     first, last = (int(frame) * WINDOW_SAMPLES // FRAMES // _TRUNK_SAMPLES for frame in (spoken[0], spoken[-1] + 1))
     start = (first - 1) * TRUNK_STRIDE - TRUNK_CONTEXT
-    return max(0, start // _TILES * _TILES), (last + 2) * TRUNK_STRIDE + TRUNK_CONTEXT
+    return range(max(0, start // _TILES * _TILES), min(frames, (last + 2) * TRUNK_STRIDE + TRUNK_CONTEXT))
 
 
 def _moving_mean(x: Tensor, reach: int) -> Tensor:
