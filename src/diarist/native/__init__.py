@@ -29,8 +29,9 @@ INPUTS = 16
 _FOUR = 4  # inputs of a product, or positions, that lie side by side
 _WIDE = 16  # numbers that are computed at once
 _GATES = 4  # of an LSTM's unit
-# How winograd.h mixes three weights to four.
-_MIXED = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1.0]], dtype=torch.float64)
+# How winograd.h mixes three weights to four, and with that nine to sixteen.
+_LINE = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1.0]], dtype=torch.float64)
+_MIXED = torch.kron(_LINE, _LINE).T
 _MOST_WEIGHT, _MOST_HIDDEN = 2047, 4095  # 256 products of such have 31 bits
 _RECURRENCE = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 _STEPS = 127  # of 8 bits, on either side of zero
@@ -392,8 +393,8 @@ class Convolution:
         outputs, inputs, size, _ = weight.shape
         weight = weight.detach().float()
         if size == 3 and stride == 1:  # as winograd.h takes it, whose every place has a scale
-            mixed = torch.einsum("ph,oihw,qw->pqoi", _MIXED, weight.double(), _MIXED).float()
-            steps, scale = _in_12_bits(mixed.flatten(0, 2))
+            mixed = (weight.reshape(-1, size * size).double() @ _MIXED).float()
+            steps, scale = _in_12_bits(mixed.T.reshape(-1, inputs))
             places = steps.view(-1, outputs, inputs).permute(1, 2, 0)
         else:
             steps, scale = _in_12_bits(weight.flatten(1))
