@@ -118,7 +118,7 @@ def _recording(inputs: object) -> bytes:
 
 
 def _load(path: Path | None, default_asr_model: str | None) -> "Pipeline":
-    from diarist import Pipeline  # noqa: PLC0415 (torch is slow to import, and not needed to export)
+    from diarist.pipeline import Pipeline  # noqa: PLC0415 (torch is slow to import, and not needed to export)
 
     chosen = settings.load()
     weights = path / WEIGHTS_FOLDER if path else None
