@@ -263,10 +263,11 @@ def images(count, channels, height, width):
 def test_a_convolution_is_that_of_pytorch(outputs, inputs, size, stride):
     weight, bias = convolution_parts(outputs, inputs, size)
     ours = native.Convolution(weight.float(), bias.float(), stride)
+    share = 2e-3 if (size, stride) == (3, 1) else 1e-3  # in tiles neighbours' rounding comes together
     for height, width in ((1, 1), (2, 7), (37, 12), (70, 5)):
         x = images(2, inputs, height, width)
         exact = F.conv2d(x.double(), weight, bias, stride, size // 2)
-        most = 2e-3 * exact.abs().max()
+        most = share * exact.abs().max()
         assert (ours(x) - exact).abs().max() < most
         assert (ours(x, relu=True) - exact.relu()).abs().max() < most
         added = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last)

@@ -144,17 +144,18 @@ class Extractor:
             alike = list(same)
             for place in range(0, len(alike), self._model.together):
                 batch = alike[place : place + self._model.together]
-                heard = [self._features_of(window) for window, _, _ in batch]
-                cut = [
-                    (whole - whole.mean(dim=0))[needed.start : needed.stop]
-                    for whole, (_, _, needed) in zip(heard, batch, strict=True)
-                ]
-                trunks = self._model.trunk(torch.stack(cut), self._rooms)
+                heard = torch.stack([self._less_mean(window, needed) for window, _, needed in batch])
+                trunks = self._model.trunk(heard, self._rooms)
                 self._embed(
                     (window, mask, trunk, needed.start * features.SHIFT_SAMPLES)
                     for (window, mask, needed), trunk in zip(batch, trunks, strict=True)
                 )
                 yield
+
+    def _less_mean(self, window: int, frames: range) -> Tensor:
+        """Some of a window's features, less the mean of all."""
+        whole = self._features_of(window)
+        return whole[frames.start : frames.stop] - whole.mean(dim=0)
 
     def _features_of(self, window: int) -> Tensor:
         first = self._begins[window] // features.SHIFT_SAMPLES
