@@ -1,5 +1,6 @@
 import numpy as np
 
+from diarist.diarization import activity as activity_module
 from diarist.diarization.activity import FrameMean, local_activity, pooling_masks, reconstruct, runs, speaker_count
 from diarist.diarization.frames import FRAMES, frame_time, window_frame
 from diarist.timeline import Segment
@@ -56,3 +57,14 @@ def test_the_same_person_under_two_local_names_is_one_speaker():
     assert exclusive.sum(axis=1).max() == 1
     assert (exclusive.any(axis=1) == overlapping.any(axis=1)).all()
     assert speaker_count([first, second], 1.0).max() == 2
+
+
+def test_frames_are_ranked_alike_however_many_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    windows = rng.integers(0, 2, (40, FRAMES, 3), np.uint8)
+    labels = rng.integers(-1, 6, (40, 3))
+    whole = reconstruct(list(windows), labels, 1.0, 3)
+    monkeypatch.setattr(activity_module, "_RANKED", 117)
+    for one, other in zip(whole, reconstruct(list(windows), labels, 1.0, 3), strict=True):
+        assert (one == other).all()
+        assert one.any()

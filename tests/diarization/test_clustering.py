@@ -1,8 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diarist.diarization import clustering
 from diarist.diarization.clustering import SpeakerBounds, cluster
 from diarist.diarization.vbx import Plda, VbxOptions, vbx
 from diarist.models import load_plda
@@ -103,3 +106,17 @@ def test_vbx_equals_the_equations_in_loops():
     ours, weights = vbx(features, between, initial, options)
     np.testing.assert_allclose(ours, gamma, atol=1e-9)
     np.testing.assert_allclose(weights, pi, atol=1e-9)
+
+
+def test_the_embeddings_of_hours_are_not_copied(monkeypatch):
+    monkeypatch.setattr(clustering, "_MAX_LINKED", 500)  # linkage takes the square of it
+    embeddings, truth = voices(12, 10_000)
+    clustered(embeddings[:100], truth[:100])  # imports what it needs
+    tracemalloc.start()
+    try:
+        labels, _ = clustered(embeddings, truth)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert same_partition(labels, truth)
+    assert peak < 0.7 * embeddings.nbytes  # in float64 they would be twice as much

@@ -29,11 +29,17 @@ def local_activity(log_probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     return active
 
 
+def without_overlap(activity: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Who speaks while nobody else does."""
+    clean: NDArray[np.uint8] = activity * (activity.sum(axis=-1, keepdims=True) == 1)
+    return clean
+
+
 def pooling_masks(activity: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Frames from which each local speaker is embedded: those without overlap, if there are enough of them."""
-    alone = activity * (activity.sum(axis=-1, keepdims=True) == 1)
-    enough = alone.sum(axis=-2, keepdims=True) > _MIN_CLEAN_FRAMES
-    return np.where(enough, alone, activity)
+    clean = without_overlap(activity)
+    enough = clean.sum(axis=-2, keepdims=True) > _MIN_CLEAN_FRAMES
+    return np.where(enough, clean, activity)
 
 
 class FrameMean:
@@ -107,10 +113,18 @@ def reconstruct(
         mine = clusters[window]
         for speaker in np.unique(mine[mine != INACTIVE]):
             heard[first : first + FRAMES, speaker] += local[:, mine == speaker].max(axis=1)
-    place = np.empty(heard.shape, np.uint8)  # of each speaker among those heard in a frame
-    places = np.minimum(np.arange(speakers), 255).astype(np.uint8)[None]
+    overlapping, exclusive = np.zeros((2, *heard.shape), np.bool_)
     for start in range(0, len(heard), _RANKED):
-        block = heard[start : start + _RANKED]
-        ranked = np.argsort(-block.astype(np.int16), axis=1, kind="stable")
-        np.put_along_axis(place[start : start + _RANKED], ranked, places, axis=1)
-    return place < count[:, None], place < np.minimum(count, 1)[:, None]
+        part = slice(start, start + _RANKED)
+        place = _places(heard[part])
+        overlapping[part] = place < count[part, None]
+        exclusive[part] = place < np.minimum(count[part, None], 1)
+    return overlapping, exclusive
+
+
+def _places(heard: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Of each speaker among those who are heard in a frame, most by most windows first."""
+    ranked = np.argsort(-heard.astype(np.int16), axis=1, kind="stable")
+    places = np.empty_like(ranked)
+    np.put_along_axis(places, ranked, np.arange(heard.shape[1])[None], axis=1)
+    return places

@@ -89,7 +89,8 @@ def cluster(
         nobody = np.zeros((*active.shape, 0))
         return Clusters(np.full(active.shape, INACTIVE, np.int64), np.zeros((0, embeddings.shape[-1])), nobody)
     trainable = active & (frames_alone >= _MIN_ALONE * FRAMES)
-    training = embeddings[trainable if trainable.any() else active].astype(np.float64)
+    chosen = np.flatnonzero(trainable if trainable.any() else active)
+    training = embeddings.reshape(-1, embeddings.shape[-1])[_sampled(chosen)].astype(np.float64)
     bounds = SpeakerBounds(min(bounds.least, len(training)), min(bounds.most, len(training)))
     exclusive = False
     if len(training) == 1 or bounds.most == 1:
@@ -97,7 +98,7 @@ def cluster(
     elif method == "vbx" and plda is not None:
         centroids, exclusive = _vbx_centroids(training, plda, bounds)
     else:
-        centroids = _centroid_linkage(training, bounds)
+        centroids = _centroid_linkage(training, len(training) / len(chosen), bounds)
     similarity = _cosines(embeddings, centroids)
     labels = _assign_exclusively(similarity, active) if exclusive else similarity.argmax(axis=2)
     return Clusters(np.where(active, labels, INACTIVE), centroids, similarity)
@@ -123,23 +124,22 @@ def _compact(labels: Labels) -> Labels:
     return np.asarray(np.unique(labels, return_inverse=True)[1], np.int64)
 
 
-def _sampled(embeddings: Floats) -> Floats:
+def _sampled(places: Labels) -> Labels:
     """At most `_MAX_LINKED` of them, evenly over the recording."""
-    if len(embeddings) <= _MAX_LINKED:
-        return embeddings
-    return np.asarray(embeddings[np.linspace(0, len(embeddings) - 1, _MAX_LINKED).astype(int)])
+    if len(places) <= _MAX_LINKED:
+        return places
+    return np.asarray(places[np.linspace(0, len(places) - 1, _MAX_LINKED).astype(int)])
 
 
-def _centroid_linkage(training: Floats, bounds: SpeakerBounds) -> Floats:
-    """Centroids by agglomerative clustering."""
+def _centroid_linkage(training: Floats, share: float, bounds: SpeakerBounds) -> Floats:
+    """Centroids by agglomerative clustering of a share of all that could be had."""
     from scipy.cluster.hierarchy import fcluster, linkage  # noqa: PLC0415 - see above
     from scipy.spatial.distance import cdist  # noqa: PLC0415
 
-    sample = _sampled(training)
-    unit = _unit(sample)
+    unit = _unit(training)
     # Few or sampled embeddings cannot make clusters as large.
-    wanted = max(1, round(MIN_CLUSTER_SIZE * len(sample) / len(training)))
-    least_size = min(wanted, max(1, round(0.1 * len(sample))))
+    wanted = max(1, round(MIN_CLUSTER_SIZE * share))
+    least_size = min(wanted, max(1, round(0.1 * len(training))))
     tree = linkage(unit, "centroid", "euclidean")
     labels = fcluster(tree, CENTROID_THRESHOLD, "distance") - 1
     large = _large(labels, least_size)
@@ -148,17 +148,17 @@ def _centroid_linkage(training: Floats, bounds: SpeakerBounds) -> Floats:
         labels = _cut_for_count(tree, count, least_size)
         large = _large(labels, least_size)
     if len(large) == 0:
-        return np.asarray(sample.mean(axis=0, keepdims=True))
+        return np.asarray(training.mean(axis=0, keepdims=True))
     centroids = np.vstack([unit[labels == label].mean(axis=0) for label in large])
     if len(centroids) < bounds.least:
-        return _k_means(sample, bounds.least)
+        return _k_means(training, bounds.least)
     small = np.setdiff1d(np.unique(labels), large)
     owner = {label: place for place, label in enumerate(large)}
     if len(small):
         strays = np.vstack([unit[labels == label].mean(axis=0) for label in small])
         nearest = cdist(centroids, strays, "cosine").argmin(axis=0)
         owner |= dict(zip(small, nearest, strict=True))
-    return _means(sample, np.array([owner[label] for label in labels]))
+    return _means(training, np.array([owner[label] for label in labels]))
 
 
 def _large(labels: NDArray[np.integer], least_size: int) -> NDArray[np.integer]:
@@ -188,15 +188,14 @@ def _vbx_centroids(training: Floats, plda: Plda, bounds: SpeakerBounds) -> tuple
     """Centroids by VBx, and whether two local speakers of one window must then be two persons."""
     from scipy.cluster.hierarchy import fcluster, linkage  # noqa: PLC0415
 
-    sample = _sampled(training)
-    tree = linkage(_unit(sample), "centroid", "euclidean")
+    tree = linkage(_unit(training), "centroid", "euclidean")
     initial = _compact(fcluster(tree, VBX_THRESHOLD, "distance"))
-    responsibilities, prior = vbx(plda(sample), plda.between, initial, VbxOptions())
+    responsibilities, prior = vbx(plda(training), plda.between, initial, VbxOptions())
     weights = responsibilities[:, prior > _LEAST_PRIOR]
     count = bounds.clamp(weights.shape[1])
     if count != weights.shape[1]:
-        return _k_means(sample, count), False
-    return weights.T @ sample / weights.sum(axis=0)[:, None], True
+        return _k_means(training, count), False
+    return weights.T @ training / weights.sum(axis=0)[:, None], True
 
 
 def _k_means(embeddings: Floats, count: int) -> Floats:

@@ -60,7 +60,7 @@ class Extractor:
         self._masks: list[NDArray[np.uint8]] = []  # of the windows from `_chunk` on
         self._chunk = 0  # the first window that can be run again
         self._pooled = 0  # windows embedded so far
-        self._known: list[NDArray[np.float32]] = []
+        self._known = Recent(LOCAL_SPEAKERS, DIMENSION)  # of all windows: the embeddings found so far
 
     def push(self, samples: Tensor) -> None:
         """Hear the next samples: mono, 16 kHz, shape (samples,)."""
@@ -76,7 +76,7 @@ class Extractor:
         for begin, mask in zip(begins, pooling_masks(activity), strict=True):
             self._begins.append(begin)
             self._masks.append(mask)
-            self._known.append(np.zeros((LOCAL_SPEAKERS, DIMENSION), np.float32))
+        self._known.append(torch.zeros(len(activity), LOCAL_SPEAKERS, DIMENSION))
 
     def pieces(self, *, ended: bool) -> Iterator[None]:
         """Embed what can be embedded by now, a few tenths of a second at a time.
@@ -109,7 +109,8 @@ class Extractor:
 
     def embeddings(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Of the local speakers of windows; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
-        return np.array(self._known[first:stop], np.float32).reshape(-1, LOCAL_SPEAKERS, DIMENSION)
+        known: NDArray[np.float32] = self._known.cut(first, self._known.stop if stop is None else stop).numpy()
+        return known
 
     def _heard(self) -> int:
         """Feature frames up to which it is known who speaks."""
@@ -225,7 +226,7 @@ class Extractor:
             embeddings = torch.cat([pooled for _, _, pooled in found]).cpu().numpy()
             ends = np.cumsum([len(speaking) for _, speaking, _ in found])
             for (window, speaking, _), own in zip(found, np.split(embeddings, ends[:-1]), strict=True):
-                self._known[window][speaking] = own
+                self._known.cut(window, window + 1).numpy()[0, speaking] = own
 
 
 def _needed(mask: NDArray[np.uint8], frames: int) -> range:

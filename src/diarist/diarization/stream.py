@@ -22,13 +22,13 @@ from diarist.diarization.activity import (
     local_activity,
     reconstruct,
     runs,
+    without_overlap,
 )
 from diarist.diarization.clustering import Clusters, Method, SpeakerBounds, cluster
 from diarist.diarization.embedding import DIMENSION, EmbeddingModel
 from diarist.diarization.extraction import Extractor
 from diarist.diarization.frames import (
     FRAME_S,
-    FRAMES,
     SAMPLE_RATE,
     WINDOW_SAMPLES,
     frame_time,
@@ -49,6 +49,7 @@ SPEECH_HOP_S = 5.0
 SPEECH_PROBABILITY = 0.4
 """From which a frame is speech. A little below one half: a lost word costs more than a moment of silence."""
 _BATCH = 32  # windows segmented at once
+_NOBODY = np.zeros((0, LOCAL_SPEAKERS), np.int64)
 _TIE = 0.02
 """Difference of the log-probabilities of two classes that float32 may see the other way round."""
 _TIES = 0.002
@@ -122,6 +123,8 @@ class DiarizationStream:
         self._window = 0  # the next to be segmented
         self._speech = FrameMean()
         self._activity: list[NDArray[np.uint8]] = []
+        self._frames_active = [_NOBODY]  # of the local speakers of each batch
+        self._frames_alone = [_NOBODY]
         self._voices = Extractor(diarizer.embedding, self._doubtful) if speakers and diarizer.embedding else None
         self._finished = False
         self._clock = Stopwatch()
@@ -200,8 +203,10 @@ class DiarizationStream:
         activity = local_activity(found)
         for window, heard in zip(batch, found, strict=True):
             self._speech.add(window_frame(window, self._hop_s), 1.0 - np.exp(heard[:, 0]))
-        self._activity += list(activity)
         if self._voices:
+            self._activity += list(activity)
+            self._frames_active.append(activity.sum(axis=1, dtype=np.int64))
+            self._frames_alone.append(without_overlap(activity).sum(axis=1, dtype=np.int64))
             self._voices.expect(begins, activity)
         self._window = batch.stop
         self._kept.forget(window_start(self._window, self._hop_s))
@@ -243,12 +248,10 @@ class DiarizationStream:
 
     def _clusters(self, voices: Extractor, first: int, stop: int, bounds: SpeakerBounds) -> Clusters:
         """Cluster the local speakers of some windows."""
-        activity = np.array(self._activity[first:stop], np.uint8).reshape(-1, FRAMES, LOCAL_SPEAKERS)
-        alone = activity * (activity.sum(axis=2, keepdims=True) == 1)
         return cluster(
             voices.embeddings(first, stop),
-            activity.sum(axis=1, dtype=np.int64),
-            alone.sum(axis=1, dtype=np.int64),
+            np.concatenate(self._frames_active)[first:stop],
+            np.concatenate(self._frames_alone)[first:stop],
             method=self._diarizer.clustering,
             plda=self._diarizer.plda,
             bounds=bounds,

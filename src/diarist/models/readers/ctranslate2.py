@@ -5,6 +5,7 @@ string name, u8 rank, u32 sizes, u8 dtype code, u32 byte count, data; then u32 c
 string is a u16 byte count that includes its terminating zero. (OpenNMT/CTranslate2, `python/ctranslate2/specs`.)
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,7 @@ from diarist.errors import ModelFormatError
 SUPPORTED_VERSIONS = range(5, 7)
 """Version 5 brought the spec's revision, 6 the configuration file; earlier ones are years old."""
 MAX_VARIABLES = 100_000
-_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16, 5: np.int16}
-_BFLOAT16 = 5
-"""numpy has no such type: read as 16 bits, which torch then sees as what they are."""
+_DTYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16, 5: torch.bfloat16}
 _CURE = "use the float16 or float32 conversion of the same model (ct2-transformers-converter --quantization float16)"
 
 
@@ -99,11 +98,17 @@ def _variable(cursor: _Cursor, name: str) -> torch.Tensor:
     stored = cursor.number("<I")
     if code not in _DTYPES:
         raise ModelFormatError(f"{cursor.path}: {name} has the unknown dtype code {code}")
-    dtype = np.dtype(_DTYPES[code])
+    dtype = _DTYPES[code]
     if code in {1, 2} and shape:  # scalars are options: flags and numbers of heads
-        raise ModelFormatError(f"{cursor.path} is quantised ({name} is {dtype}): {_CURE}")
-    if stored != dtype.itemsize * int(np.prod(shape, dtype=object)):
-        raise ModelFormatError(f"{cursor.path}: {name} has {stored} bytes, which do not make {dtype} of shape {shape}")
-    values = cursor.take(stored).view(dtype).reshape(shape)
-    tensor = torch.from_numpy(values if values.flags.aligned else values.copy())
-    return tensor.view(torch.bfloat16) if code == _BFLOAT16 else tensor
+        raise ModelFormatError(f"{cursor.path} is quantised ({name} is {_named(dtype)}): {_CURE}")
+    if stored != dtype.itemsize * math.prod(shape):
+        made = f"{_named(dtype)} of shape {shape}"
+        raise ModelFormatError(f"{cursor.path}: {name} has {stored} bytes, which do not make {made}")
+    raw = torch.from_numpy(cursor.take(stored))
+    if raw.data_ptr() % dtype.itemsize:
+        raw = raw.clone()  # by all threads, which numpy would not
+    return raw.view(dtype).reshape(shape)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
