@@ -1,5 +1,6 @@
 """The whole way, on real sound with real weights, and the quality that must not get worse."""
 
+import gc
 import io
 import threading
 import wave
@@ -130,6 +131,24 @@ def test_a_long_recording_hands_memory_back_on_the_way_and_says_the_same(pipelin
     monkeypatch.setattr(pipeline.recognizer.loop, "rest", lambda: handed_back.append("rows") or rest())
     assert pipeline(sample_recording.wav).utterances == expected.utterances
     assert handed_back == ["freed", "rows"]
+
+
+def test_a_recording_leaves_nothing_for_the_garbage_collector(pipeline, sample_recording):
+    """It would wait for minutes, and sound with it."""
+    sound = np.tile(read_waveform(sample_recording.wav), 2)
+    pipeline(sound)  # what is made once may be in cycles
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        pipeline(sound)
+        gc.collect()
+        left = [found for found in gc.garbage if type(found).__module__.startswith(("diarist", "torch"))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []
 
 
 def test_a_given_number_of_speakers(pipeline, sample_recording):

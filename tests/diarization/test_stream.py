@@ -186,10 +186,10 @@ def test_the_doubtful_are_run_again_by_themselves(embedding_model, sample, monke
             asked.append((first, stop))
             return np.array([[(window, speaker) in doubtful for speaker in range(3)] for window in range(first, stop)])
 
-        extractor = Extractor(model, doubt)
+        extractor = Extractor(model)
         extractor.push(sound)
         extractor.expect(begins, activity)
-        deque(extractor.pieces(ended=True), maxlen=0)
+        deque(extractor.pieces(doubt, ended=True), maxlen=0)
         assert asked == [(0, len(begins))]
         return extractor.embeddings()
 

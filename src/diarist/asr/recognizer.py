@@ -94,7 +94,8 @@ class RecognitionStream:
         self._windows = windows or WindowOptions()
         self._spoken = SpokenLanguage(options.language or ("" if loop.vocabulary.multilingual else "en"))
         self._assistance = Assistance()
-        self._jobs: dict[Job, float] = {}  # with the seconds that each has yet to bring to the text
+        self._submitted = 0  # jobs so far
+        self._jobs: dict[int, tuple[Job, float]] = {}  # with the seconds that each has yet to bring to the text
         self._parts: deque[_Part] = deque()  # those whose text is not settled, in order of time
         self._segments: list[DecodedSegment] = []
         self._words: list[Word] = []
@@ -109,7 +110,7 @@ class RecognitionStream:
     @property
     def waiting_s(self) -> float:
         """Seconds of the recording that they hold."""
-        return sum(self._jobs.values())
+        return sum(seconds for _, seconds in self._jobs.values())
 
     def push(self, speech: Sequence[Segment], waveform: NDArray[np.float32], offset: float, *, final: bool) -> float:
         """Queue the windows of a stretch of the recording.
@@ -136,7 +137,7 @@ class RecognitionStream:
 
     def cancel(self) -> None:
         """Give up all windows that are still under way."""
-        for job in self._jobs:
+        for job, _ in self._jobs.values():
             job.cancelled = True
 
     def settled(self) -> list[Word]:
@@ -168,8 +169,10 @@ class RecognitionStream:
     ) -> None:
         inside = [heard for segment in speech if (heard := segment & window.span)]
 
+        number = self._submitted  # not the job itself, which would keep itself and its sound alive
+
         def deliver(decoded: Decoded) -> None:
-            del self._jobs[job]
+            del self._jobs[number]
             try:
                 self._accept(part, window, waveform, inside, round_, decoded)
             except Exception as error:  # noqa: BLE001 - it concerns this recording, not the loop that delivers
@@ -177,11 +180,12 @@ class RecognitionStream:
             part.jobs -= 1
 
         def fail(error: Exception) -> None:
-            del self._jobs[job]
+            del self._jobs[number]
             self._failure = error
 
         job = Job(torch.from_numpy(waveform), self._options, self._spoken, deliver, fail, assistance=self._assistance)
-        self._jobs[job] = window.duration
+        self._jobs[number] = job, window.duration
+        self._submitted += 1
         part.jobs += 1
         self._loop.submit(job)
 

@@ -45,12 +45,10 @@ class Extractor:
 
     Args:
         model: The speaker network.
-        doubt: Asked every 20 minutes and at the end whom to run again.
     """
 
-    def __init__(self, model: EmbeddingModel, doubt: Doubt) -> None:
+    def __init__(self, model: EmbeddingModel) -> None:
         self._model = model
-        self._doubt = doubt
         self._rooms = new_rooms()
         self._sound = torch.zeros(0)  # not yet made into features
         self._features = Recent(features.BINS)
@@ -78,10 +76,11 @@ class Extractor:
             self._masks.append(mask)
         self._known.append(torch.zeros(len(activity), LOCAL_SPEAKERS, DIMENSION))
 
-    def pieces(self, *, ended: bool) -> Iterator[None]:
+    def pieces(self, doubt: Doubt, *, ended: bool) -> Iterator[None]:
         """Embed what can be embedded by now, a few tenths of a second at a time.
 
         Args:
+            doubt: Asked every 20 minutes and at the end whom to run again.
             ended: There is no more sound: embed all windows that are left.
         """
         lookahead = TRUNK_CONTEXT + 2 * _MEAN_REACH
@@ -91,11 +90,11 @@ class Extractor:
             self._run_block(self._done + _BLOCK)
             yield
             if self._pooled - self._chunk >= _CHUNK:
-                yield from self._settle_chunk()
+                yield from self._settle_chunk(doubt)
         if ended:
-            yield from self._rest()
+            yield from self._rest(doubt)
 
-    def _rest(self) -> Iterator[None]:
+    def _rest(self, doubt: Doubt) -> Iterator[None]:
         """Embed all windows that are left."""
         if self._features.stop <= _SHORT:
             yield from self._run_alone(0, np.ones((len(self._begins), LOCAL_SPEAKERS), np.bool_))
@@ -105,7 +104,7 @@ class Extractor:
             self._run_block(min(self._features.stop, self._done + _BLOCK))
             yield
         self._pool(everything=True)
-        yield from self._settle_chunk()
+        yield from self._settle_chunk(doubt)
 
     def embeddings(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Of the local speakers of windows; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
@@ -116,10 +115,10 @@ class Extractor:
         """Feature frames up to which it is known who speaks."""
         return self._begins[-1] // features.SHIFT_SAMPLES if self._begins else 0
 
-    def _settle_chunk(self) -> Iterator[None]:
+    def _settle_chunk(self, doubt: Doubt) -> Iterator[None]:
         """Run the doubtful of the last minutes again, then let go of their sound."""
         first, stop = self._chunk, self._pooled
-        yield from self._run_alone(first, self._doubt(self, first, stop))
+        yield from self._run_alone(first, doubt(self, first, stop))
         self._chunk = stop
         del self._masks[: stop - first]
         needed = min(

@@ -125,7 +125,7 @@ class DiarizationStream:
         self._activity: list[NDArray[np.uint8]] = []
         self._frames_active = [_NOBODY]  # of the local speakers of each batch
         self._frames_alone = [_NOBODY]
-        self._voices = Extractor(diarizer.embedding, self._doubtful) if speakers and diarizer.embedding else None
+        self._voices = Extractor(diarizer.embedding) if speakers and diarizer.embedding else None
         self._finished = False
         self._clock = Stopwatch()
 
@@ -179,7 +179,7 @@ class DiarizationStream:
             yield from self._segmented(range(self._window, min(stop, self._window + _BATCH)))
             yield
         if self._voices:
-            yield from self._clock.each("embedding", self._voices.pieces(ended=self._finished))
+            yield from self._clock.each("embedding", self._voices.pieces(self._doubtful, ended=self._finished))
 
     def _complete(self) -> int:
         """Windows whose last sample has been received."""
