@@ -79,6 +79,8 @@ def test_a_voice_in_steps_is_the_same(embedding_model, sound):
     mel = mel - mel.mean(dim=1, keepdim=True)
     exact, ours = (EmbeddingModel(tensors, replace(EXACT, int8=int8))(mel) for int8 in (False, True))
     assert torch.nn.functional.cosine_similarity(exact, ours).min() > 1 - 2e-5
+    other = EmbeddingModel(tensors, replace(EXACT, dtype=torch.bfloat16, int8=True))(mel)  # which steps are not made of
+    torch.testing.assert_close(other, ours, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])

@@ -40,11 +40,12 @@ class EmbeddingModel:
 
     Args:
         tensors: As `models.load_embedding` gives them.
-        compute: Where to run; the trunk in its `dtype`, or in 12 bits if `int8`, pooling and what follows in float32.
+        compute: Where to run; the trunk in 12 bits if `int8`, else in its `dtype`; pooling and what follows in float32.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], compute: Compute) -> None:
-        self.device, self.dtype = compute.device, compute.dtype
+        self.device = compute.device
+        self.dtype = torch.float32 if compute.int8 else compute.dtype  # steps are made of float32
         self.together = 1 if compute.device.type == "cpu" else 32  # on a processor one stretch stays in its cache
         weights = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.items()}
 
