@@ -168,7 +168,6 @@ class RecognitionStream:
         self, part: _Part, window: Window, waveform: NDArray[np.float32], speech: Sequence[Segment], round_: int
     ) -> None:
         inside = [heard for segment in speech if (heard := segment & window.span)]
-
         number = self._submitted  # not the job itself, which would keep itself and its sound alive
 
         def deliver(decoded: Decoded) -> None:

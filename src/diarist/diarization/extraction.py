@@ -107,7 +107,10 @@ class Extractor:
         yield from self._settle_chunk(doubt)
 
     def embeddings(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Of the local speakers of windows; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing."""
+        """Of the local speakers of windows; shape (windows, LOCAL_SPEAKERS, 256). Zero for those who say nothing.
+
+        A view, good until more windows come.
+        """
         known: NDArray[np.float32] = self._known.cut(first, self._known.stop if stop is None else stop).numpy()
         return known
 
