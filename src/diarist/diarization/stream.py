@@ -5,7 +5,7 @@ will hear; of the speaker network's trunk, only what they will pool.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,7 +49,6 @@ SPEECH_HOP_S = 5.0
 SPEECH_PROBABILITY = 0.4
 """From which a frame is speech. A little below one half: a lost word costs more than a moment of silence."""
 _BATCH = 32  # windows segmented at once
-_NOBODY = np.zeros((0, LOCAL_SPEAKERS), np.int64)
 _TIE = 0.02
 """Difference of the log-probabilities of two classes that float32 may see the other way round."""
 _TIES = 0.002
@@ -123,8 +122,6 @@ class DiarizationStream:
         self._window = 0  # the next to be segmented
         self._speech = FrameMean()
         self._activity: list[NDArray[np.uint8]] = []
-        self._frames_active = [_NOBODY]  # of the local speakers of each batch
-        self._frames_alone = [_NOBODY]
         self._voices = Extractor(diarizer.embedding) if speakers and diarizer.embedding else None
         self._finished = False
         self._clock = Stopwatch()
@@ -205,8 +202,6 @@ class DiarizationStream:
             self._speech.add(window_frame(window, self._hop_s), 1.0 - np.exp(heard[:, 0]))
         if self._voices:
             self._activity += list(activity)
-            self._frames_active.append(activity.sum(axis=1, dtype=np.int64))
-            self._frames_alone.append(without_overlap(activity).sum(axis=1, dtype=np.int64))
             self._voices.expect(begins, activity)
         self._window = batch.stop
         self._kept.forget(window_start(self._window, self._hop_s))
@@ -248,10 +243,11 @@ class DiarizationStream:
 
     def _clusters(self, voices: Extractor, first: int, stop: int, bounds: SpeakerBounds) -> Clusters:
         """Cluster the local speakers of some windows."""
+        heard = self._activity[first:stop]
         return cluster(
             voices.embeddings(first, stop),
-            np.concatenate(self._frames_active)[first:stop],
-            np.concatenate(self._frames_alone)[first:stop],
+            _frames(heard),
+            _frames(without_overlap(local) for local in heard),
             method=self._diarizer.clustering,
             plda=self._diarizer.plda,
             bounds=bounds,
@@ -285,6 +281,11 @@ class DiarizationStream:
             if column < len(centroids):
                 known[place] = centroids[column]
         return Diarization(tuple(turns), tuple(alone), tuple(names.values()), known)
+
+
+def _frames(activity: Iterable[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    """In how many each local speaker speaks; shape (windows, LOCAL_SPEAKERS). Window by window: hours are not copied."""
+    return np.array([local.sum(axis=0) for local in activity], np.int64).reshape(-1, LOCAL_SPEAKERS)
 
 
 def _ties(log_probabilities: NDArray[np.float32]) -> NDArray[np.floating]:
